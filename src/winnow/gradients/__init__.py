@@ -1,0 +1,6 @@
+"""What a batch says about the parameters, per example, as factors."""
+
+from winnow.gradients.capture import Capture
+from winnow.gradients.factors import Dense, Factor, OuterProduct, Scaled, Scatter, Sum
+
+__all__ = ["Capture", "Dense", "Factor", "OuterProduct", "Scaled", "Scatter", "Sum"]

@@ -1,0 +1,305 @@
+"""Hooks that hand over per-example gradients during one backward that computes no weight gradient."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from winnow.gradients.factors import Factor, Sum
+from winnow.gradients.rules import Call, rule_for
+
+OnGradient = Callable[[str, Factor], None]
+
+
+class Probe(torch.autograd.Function):
+    """Identity that saves a module's inputs and, in backward, hands them over with the output gradient.
+
+    Saving through ``save_for_backward`` lets non-reentrant gradient checkpointing drop and recompute
+    the inputs as it does for any other operation.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Tensor,
+        anchor: Tensor,
+        receive: Callable[..., None],
+        *inputs: Tensor,
+    ) -> Tensor:
+        """Pass the output on.
+
+        Args:
+            ctx: autograd's context.
+            output: the module's output.
+            anchor: a scalar that requires a gradient, so that there is a graph though no parameter does.
+            receive: called in backward with the saved inputs and the output gradient.
+            *inputs: detached tensors to save.
+
+        Returns:
+            The output, unchanged.
+        """
+        ctx.receive = receive
+        ctx.save_for_backward(*inputs)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Hand over and pass the gradient on.
+
+        Args:
+            ctx: autograd's context.
+            *grads: gradient of the output.
+
+        Returns:
+            The same gradient for the output and nothing for the other arguments.
+        """
+        inputs = ctx.saved_tensors
+        ctx.receive(inputs, grads[0])
+        return (grads[0], None, None, *([None] * len(inputs)))
+
+
+class Capture:
+    """Context in which a forward and ``backward`` yield per-example gradients of chosen parameters.
+
+    Inside it every parameter has ``requires_grad`` off; on leaving, by whatever way, hooks are removed
+    and the flags are back. A parameter with several contributions is handed over once, as their sum.
+
+    Args:
+        model: the model to be called inside the context.
+        parameters: the parameters wanted, by the name to report them under.
+        size: number of examples in the batch.
+        tokens: padded length of the batch, to recognise inputs flattened to [size * tokens, ...].
+        on_gradient: called during ``backward`` with a name and a ``Factor``, layer by layer.
+
+    Raises:
+        ValueError: a wanted parameter belongs to no module of the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        size: int,
+        tokens: int,
+        on_gradient: OnGradient,
+    ) -> None:
+        self.model, self.size, self.tokens, self.on_gradient = (
+            model,
+            size,
+            tokens,
+            on_gradient,
+        )
+        self.owners = owners(model, parameters)
+        self.anchor = torch.zeros((), requires_grad=True)
+        self.valid: Bool[Tensor, " batch"] | None = None
+        self._expected: dict[str, int] = defaultdict(int)
+        self._arrived: dict[str, list[Factor]] = defaultdict(list)
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._flags: list[tuple[nn.Parameter, bool]] = []
+        self._counting = True
+        self._inside_rule = False
+
+    def __enter__(self) -> Self:
+        """Switch the parameters off and put the hooks on."""
+        self._flags = [
+            (parameter, parameter.requires_grad)
+            for parameter in self.model.parameters()
+        ]
+        for parameter, _ in self._flags:
+            parameter.requires_grad_(False)
+        for module, (path, names) in self.owners.items():
+            self._handles.append(
+                module.register_forward_hook(self._hook(path, names), with_kwargs=True)
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the hooks off and restore the flags."""
+        for handle in self._handles:
+            handle.remove()
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
+        self._handles, self._flags = [], []
+        self._arrived.clear()
+
+    def backward(
+        self, loss: Float[Tensor, ""], valid: Bool[Tensor, " batch"] | None = None
+    ) -> None:
+        """Run the backward; ``on_gradient`` is called for each parameter on the way.
+
+        Args:
+            loss: the sum of the per-example losses, each seen by its own example only.
+            valid: examples whose gradient counts; the others' is replaced by exact zeros, whatever
+                NaN they hold.
+
+        Raises:
+            RuntimeError: no module that owns a wanted parameter took part in the loss.
+        """
+        self._counting, self.valid = (
+            False,
+            None if valid is None or bool(valid.all()) else valid,
+        )
+        if not loss.requires_grad:
+            raise RuntimeError(
+                "the loss depends on none of the chosen parameters' modules; choose others with scoring.layers"
+            )
+        # The anchor's gradient is never computed: naming it as the only input makes autograd stop at
+        # the lowest probe and skip every weight gradient.
+        torch.autograd.grad(loss, self.anchor, allow_unused=True)
+        for name in list(self._arrived):
+            # A call whose output the loss did not use sends nothing: the gradient is what did arrive.
+            self._deliver(name)
+
+    def _deliver(self, name: str) -> None:
+        parts = self._arrived.pop(name)
+        self.on_gradient(name, parts[0] if len(parts) == 1 else Sum(parts))
+
+    def _hook(
+        self, path: str, names: Mapping[str, str]
+    ) -> Callable[..., Tensor | None]:
+        def hook(
+            module: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            output: Any,
+        ) -> Tensor | None:
+            if self._inside_rule or not torch.is_grad_enabled():
+                return None
+            if not isinstance(output, Tensor):
+                raise TypeError(
+                    f"module {path!r} ({type(module).__name__}) returns {type(output).__name__}, not a tensor: its "
+                    f"parameters have no per-example gradient here; leave it out with scoring.layers"
+                )
+            if self._counting:  # checkpointing calls the hook again when it recomputes
+                for name in names.values():
+                    self._expected[name] += 1
+            slots: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+            places = [key for key, value in slots.items() if isinstance(value, Tensor)]
+            constants = {
+                key: value for key, value in slots.items() if key not in places
+            }
+            device = output.device.type
+            autocast = (
+                torch.is_autocast_enabled(device),
+                torch.get_autocast_dtype(device),
+            )
+
+            def receive(inputs: tuple[Tensor, ...], grad: Tensor) -> None:
+                call = self._call(
+                    path,
+                    module,
+                    constants | dict(zip(places, inputs, strict=True)),
+                    grad,
+                )
+                self._inside_rule = True  # the generic rule calls the module again
+                try:
+                    # Autograd leaves autocast for the backward; a rule that calls the module needs it
+                    # again. Products, which are to be full precision, stay outside.
+                    with torch.autocast(device, enabled=autocast[0], dtype=autocast[1]):
+                        factors = rule_for(module)(module, call, tuple(names))
+                finally:
+                    self._inside_rule = False
+                for local, factor in factors.items():
+                    self._add(names[local], factor)
+
+            return Probe.apply(
+                output, self.anchor, receive, *(slots[key].detach() for key in places)
+            )
+
+        return hook
+
+    def _add(self, name: str, factor: Factor) -> None:
+        self._arrived[name].append(factor)
+        if len(self._arrived[name]) == self._expected[name]:
+            self._deliver(name)
+
+    def _call(
+        self, path: str, module: nn.Module, slots: Mapping[int | str, Any], grad: Tensor
+    ) -> Call:
+        grad, _ = self._split(path, module, grad)
+        flat: set[int | str] = set()
+        batched: set[int | str] = set()
+        split: dict[int | str, Any] = {}
+        for key, value in slots.items():
+            if (
+                isinstance(value, Tensor)
+                and value.ndim
+                and value.shape[0] in (self.size, self.size * self.tokens)
+            ):
+                batched.add(key)
+                value, flattened = self._split(path, module, value)
+                if flattened:
+                    flat.add(key)
+            split[key] = value
+        args = tuple(
+            split[key] for key in sorted(key for key in split if isinstance(key, int))
+        )
+        kwargs = {key: value for key, value in split.items() if isinstance(key, str)}
+        return Call(args, kwargs, grad, frozenset(flat), frozenset(batched))
+
+    def _split(
+        self, path: str, module: nn.Module, tensor: Tensor
+    ) -> tuple[Tensor, bool]:
+        flattened = tensor.shape[0] != self.size
+        if flattened:
+            if tensor.shape[0] != self.size * self.tokens:
+                raise ValueError(
+                    f"module {path!r} ({type(module).__name__}) works on a tensor of shape {tuple(tensor.shape)}, whose "
+                    f"first dimension is neither the {self.size} examples nor their {self.size * self.tokens} tokens: "
+                    f"rows cannot be told apart by example (routed experts, broadcast parameters); leave it out of "
+                    f"the geometry with scoring.layers"
+                )
+            tensor = tensor.unflatten(0, (self.size, self.tokens))
+        if self.valid is not None:
+            keep = self.valid.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1))
+            if tensor.is_floating_point():
+                tensor = torch.where(keep, tensor, 0)
+        return tensor, flattened
+
+
+def owners(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter]
+) -> dict[nn.Module, tuple[str, dict[str, str]]]:
+    """Modules that own chosen parameters; a tied parameter has several.
+
+    Args:
+        model: the model.
+        parameters: chosen parameters by the name to report them under.
+
+    Returns:
+        For each module its path, and local to reported names of its chosen parameters.
+
+    Raises:
+        ValueError: a parameter belongs to no module of the model.
+    """
+    reported = {id(parameter): name for name, parameter in parameters.items()}
+    found: dict[nn.Module, tuple[str, dict[str, str]]] = {}
+    for path, module in model.named_modules():
+        names = {
+            local: reported[id(parameter)]
+            for local, parameter in module.named_parameters(
+                recurse=False, remove_duplicate=False
+            )
+            if id(parameter) in reported
+        }
+        if names:
+            found[module] = (path, names)
+    missing = set(parameters) - {
+        name for _, names in found.values() for name in names.values()
+    }
+    if missing:
+        raise ValueError(
+            f"parameters {sorted(missing)} belong to no module of the model"
+        )
+    return found

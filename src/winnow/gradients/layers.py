@@ -1,0 +1,107 @@
+"""Which parameters take part in the geometry (``scoring.layers``)."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+from torch import nn
+
+
+def choose_parameters(model: nn.Module, layers: str = "all") -> dict[str, nn.Parameter]:
+    """Trainable parameters whose gradients are scored.
+
+    An embedding tied to the output layer stays out, since it is known to hurt the scores, unless a
+    regex names it.
+
+    Args:
+        model: the model; frozen parameters never take part.
+        layers: ``all``; ``linear`` (weights and biases of linear maps); ``lora``; ``last:N`` (the last
+            N blocks of the longest list of blocks); or a regex searched for in parameter names.
+
+    Returns:
+        Parameters by their first name in the model.
+
+    Raises:
+        ValueError: nothing matches, the regex is malformed, or N is not a positive integer.
+    """
+    names: dict[int, list[str]] = defaultdict(list)
+    embedded: set[int] = set()
+    linear: set[int] = set()
+    for path, module in model.named_modules():
+        for local, parameter in module.named_parameters(
+            recurse=False, remove_duplicate=False
+        ):
+            names[id(parameter)].append(f"{path}.{local}" if path else local)
+            if isinstance(module, nn.Embedding):
+                embedded.add(id(parameter))
+            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+                linear.add(id(parameter))
+    trainable = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    untied = {
+        name: parameter
+        for name, parameter in trainable.items()
+        if not (id(parameter) in embedded and len(names[id(parameter)]) > 1)
+    }
+    if layers == "all":
+        chosen = untied
+    elif layers == "linear":
+        chosen = {
+            name: parameter
+            for name, parameter in untied.items()
+            if id(parameter) in linear
+        }
+    elif layers == "lora":
+        chosen = {
+            name: parameter for name, parameter in untied.items() if "lora_" in name
+        }
+    elif layers.startswith("last:"):
+        prefixes = _last_blocks(model, layers.removeprefix("last:"))
+        chosen = {
+            name: parameter
+            for name, parameter in untied.items()
+            if name.startswith(prefixes)
+        }
+    else:
+        try:
+            pattern = re.compile(layers)
+        except re.error as error:
+            raise ValueError(
+                f"scoring.layers={layers!r} is not a valid regex: {error}"
+            ) from error
+        chosen = {
+            name: parameter
+            for name, parameter in trainable.items()
+            if any(pattern.search(alias) for alias in names[id(parameter)])
+        }
+    if not chosen:
+        raise ValueError(
+            f"scoring.layers={layers!r} matches none of the {len(trainable)} trainable parameters "
+            f"({', '.join(list(trainable)[:3])}, ...); use all | linear | lora | last:N | a regex over their names"
+        )
+    return chosen
+
+
+def _last_blocks(model: nn.Module, count: str) -> tuple[str, ...]:
+    lists = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+    ]
+    if not count.isdigit() or int(count) < 1:
+        raise ValueError(
+            f"scoring.layers=last:N takes a positive number of blocks, got {count!r}"
+        )
+    if not lists:
+        raise ValueError(
+            "scoring.layers=last:N needs a model with a list of blocks; use a regex instead"
+        )
+    path, blocks = max(lists, key=lambda item: len(item[1]))
+    return tuple(
+        f"{path}.{index}."
+        for index in range(max(0, len(blocks) - int(count)), len(blocks))
+    )

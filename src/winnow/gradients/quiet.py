@@ -1,0 +1,70 @@
+"""A model as it is scored: without dropout, without touching a random generator, not compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+_UNUSED = ("summary", "classifier")
+"""Dropout options of heads that a causal language model does not have."""
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off and fork the generators; on leaving, everything is as it was.
+
+    Only what needs it leaves training mode, since gradient checkpointing is active in training mode
+    alone: ``nn.Dropout`` modules, and the whole model if its config has functional dropout.
+
+    Args:
+        model: the model about to be scored.
+
+    Yields:
+        Nothing.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    devices = {
+        parameter.device
+        for parameter in model.parameters()
+        if parameter.device.type == "cuda"
+    }
+    with torch.random.fork_rng(devices=[device for device in devices]):
+        try:
+            if functional_dropout(model):
+                model.eval()
+            for module, _ in flags:
+                if isinstance(module, nn.modules.dropout._DropoutNd):
+                    module.training = False
+            yield
+        finally:
+            for module, flag in flags:
+                module.training = flag
+
+
+def functional_dropout(model: nn.Module) -> bool:
+    """Whether the model's config switches on randomness that no ``nn.Dropout`` module shows.
+
+    Args:
+        model: a model, with a Hugging Face config or without.
+
+    Returns:
+        True if any dropout, drop or jitter rate of the config is positive.
+    """
+    config = getattr(model, "config", None)
+    options = (
+        config.to_dict()
+        if hasattr(config, "to_dict")
+        else dict(config)
+        if isinstance(config, dict)
+        else {}
+    )
+    return any(
+        isinstance(value, float | int)
+        and value > 0
+        and any(word in key for word in ("drop", "pdrop", "jitter"))
+        and not key.startswith(_UNUSED)
+        for key, value in options.items()
+    )

@@ -1,0 +1,100 @@
+"""A check, on the user's own model, that the captured gradients are the ones autograd computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from winnow.geometry.base import accumulation_dtype
+from winnow.gradients.capture import Capture
+from winnow.gradients.factors import Factor
+from winnow.losses import Batch, Reduction, example_losses
+
+TOLERANCE = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-3,
+    torch.bfloat16: 1e-1,
+    torch.float16: 1e-1,
+}
+"""Largest relative error of a parameter's gradient, by the precision it was captured in."""
+
+
+class GradientMismatch(RuntimeError):
+    """The captured gradient of some parameter is not the one autograd computes."""
+
+
+def verify_gradients(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batch: Batch,
+    reduction: Reduction = "mean",
+) -> None:
+    """Compare captured gradients with autograd's own, on a weighted sum of the examples' losses.
+
+    Every example has a weight of its own, so that gradients attributed to the wrong example show too.
+
+    Args:
+        model: the model, as it is scored (dropout off).
+        parameters: the parameters that take part in the geometry.
+        batch: a few examples, each with response tokens and a finite loss.
+        reduction: of the example losses.
+
+    Raises:
+        GradientMismatch: a parameter's gradients disagree: it is used outside its module's own call.
+    """
+    size, length = batch["input_ids"].shape
+    weight = torch.arange(1, size + 1, device=batch["input_ids"].device) / size
+    captured: dict[str, Tensor] = {}
+    precision: dict[str, torch.dtype] = {}
+
+    def keep(name: str, factor: Factor) -> None:
+        precision[name] = factor.dtype
+        captured[name] = factor.to(accumulation_dtype(factor.dtype)).combine(weight)
+
+    with torch.enable_grad(), Capture(model, parameters, size, length, keep) as capture:
+        capture.backward(example_losses(model, batch, reduction).sum())
+    for name, (expected, scale) in _autograd(
+        model, parameters, batch, reduction, weight
+    ).items():
+        tolerance = TOLERANCE[precision.get(name, expected.dtype)]
+        got = captured.get(name, torch.zeros_like(expected)).to(expected.dtype)
+        error, norm = float((got - expected).norm()), float(expected.norm())
+        # A gradient that is zero but for rounding (a key's bias) is compared with the whole gradient.
+        if not error <= tolerance * max(norm, 1e-3 * scale):
+            raise GradientMismatch(
+                f"the captured gradient of {name!r} is off by {error:.3g} from autograd's, whose norm is {norm:.3g}: "
+                f"the parameter is used outside its module's own call; leave it out of the geometry with "
+                f"scoring.layers (or skip this check with scoring.verify=false, at your risk)"
+            )
+
+
+def _autograd(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batch: Batch,
+    reduction: Reduction,
+    weight: Float[Tensor, " batch"],
+) -> dict[str, tuple[Tensor, float]]:
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    chosen = {id(parameter) for parameter in parameters.values()}
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(id(parameter) in chosen)
+        with torch.enable_grad():
+            losses = example_losses(model, batch, reduction)
+            loss = (losses * weight.to(losses.dtype)).sum()
+            grads = torch.autograd.grad(
+                loss,
+                list(parameters.values()),
+                allow_unused=True,
+                materialize_grads=True,
+            )
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+    wide = [grad.to(accumulation_dtype(grad.dtype)) for grad in grads]
+    scale = float(torch.stack([grad.norm() for grad in wide]).norm())
+    return {name: (grad, scale) for name, grad in zip(parameters, wide, strict=True)}

@@ -1,0 +1,132 @@
+"""Per-example losses of a causal language model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+IGNORE = -100
+
+Batch = Mapping[str, Tensor]
+"""``input_ids``, ``attention_mask``, ``labels``: each Int[batch tokens]; labels are -100 where there is no loss."""
+
+Reduction = Literal["mean", "sum"]
+
+
+def response_mask(
+    labels: Int[Tensor, "batch tokens"],
+) -> Bool[Tensor, "batch positions"]:
+    """Positions whose next token is a response token.
+
+    Args:
+        labels: token ids, -100 where no loss is wanted; not shifted.
+
+    Returns:
+        One column fewer than ``labels``: entry t says whether position t predicts a response token.
+    """
+    return labels[:, 1:] != IGNORE
+
+
+def response_tokens(batch: Batch) -> Int[Tensor, " batch"]:
+    """How many response tokens the loss of each example covers.
+
+    Args:
+        batch: the examples.
+
+    Returns:
+        Counts; 0 for a row without any.
+    """
+    return response_mask(batch["labels"]).sum(1)
+
+
+def positions(
+    attention_mask: Int[Tensor, "batch tokens"],
+) -> Int[Tensor, "batch tokens"]:
+    """Position of every token within its example, left or right padded.
+
+    Args:
+        attention_mask: 1 for tokens, 0 for padding.
+
+    Returns:
+        Positions from 0; those of padding are arbitrary but in range.
+    """
+    return (attention_mask.long().cumsum(1) - 1).clamp_min(0)
+
+
+def forward_parameters(model: nn.Module) -> set[str]:
+    """Names that the model's own forward accepts, seen through peft's and torch.compile's wrappers.
+
+    Args:
+        model: a causal language model, possibly wrapped.
+
+    Returns:
+        The names of its explicit arguments.
+    """
+    inner: Any = getattr(model, "_orig_mod", model)
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    return set(inspect.signature(inner.forward).parameters)
+
+
+def example_losses(
+    model: nn.Module, batch: Batch, reduction: Reduction = "mean"
+) -> Float[Tensor, " batch"]:
+    """Negative log-likelihood of each example's response tokens.
+
+    Logits are computed at the columns where some example has a label (if the model takes
+    ``logits_to_keep``) and are raised to float32 only where there is one.
+
+    Args:
+        model: a causal language model that returns an object with ``logits``.
+        batch: ``input_ids``, ``attention_mask`` and ``labels``; the shift to the next token is made here.
+        reduction: ``mean`` over the response tokens of the example, or their ``sum``; in nats.
+
+    Returns:
+        One loss per example; NaN for a row without response tokens, whose gradient is exactly zero.
+
+    Raises:
+        ValueError: the reduction is neither ``mean`` nor ``sum``.
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(
+            f"loss reduction must be 'mean' or 'sum' (scoring.reduction), got {reduction!r}"
+        )
+    mask = response_mask(batch["labels"])
+    accepted = forward_parameters(model)
+    inputs: dict[str, Any] = {
+        key: batch[key] for key in ("input_ids", "attention_mask")
+    }
+    if "position_ids" in accepted:
+        # One row of positions per example: a learned position table then has per-example gradients.
+        inputs["position_ids"] = positions(batch["attention_mask"])
+    if "use_cache" in accepted:
+        inputs["use_cache"] = False
+    columns = mask.any(0).nonzero().squeeze(1)
+    if len(columns) == 0:
+        columns = columns.new_zeros(1)
+    if "logits_to_keep" in accepted:
+        logits = model(**inputs, logits_to_keep=columns).logits
+    else:
+        logits = model(**inputs).logits[:, columns]
+    mask = mask[:, columns]
+    token_losses = _token_losses(logits[mask], batch["labels"][:, 1:][:, columns][mask])
+    del logits
+    # A dense row per example, rather than a scattered sum, is deterministic on every device.
+    sums = token_losses.new_zeros(mask.shape).masked_scatter(mask, token_losses).sum(1)
+    count = mask.sum(1)
+    losses = sums / count.clamp_min(1) if reduction == "mean" else sums
+    return torch.where(count > 0, losses, torch.nan)
+
+
+def _token_losses(
+    logits: Float[Tensor, "found vocab"], labels: Int[Tensor, " found"]
+) -> Float[Tensor, " found"]:
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    return F.cross_entropy(logits, labels, reduction="none")
