@@ -56,9 +56,7 @@ LORA_TARGETS = {
 }
 
 
-def build(
-    family: str, lora: bool = False, attention: str = "eager", seed: int = 0
-) -> nn.Module:
+def build(family: str, lora: bool = False, attention: str = "eager", seed: int = 0) -> nn.Module:
     """A tiny float64 model in training mode, weights large enough for every gradient to matter."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -78,12 +76,8 @@ def build(
                 fan_in_fan_out=fan,
                 task_type="CAUSAL_LM",
             )
-            with (
-                warnings.catch_warnings()
-            ):  # peft 0.21 asks transformers 5.23 for an attribute it has renamed
-                warnings.filterwarnings(
-                    "ignore", "`is_gradient_checkpointing`", FutureWarning
-                )
+            with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 for an attribute it has renamed
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
                 model = get_peft_model(model, adapter).double()
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
@@ -91,9 +85,7 @@ def build(
     return model.train()
 
 
-def ragged(
-    lengths: list[int], prompts: list[int] | None = None, seed: int = 0, pad: int = 0
-) -> dict[str, Tensor]:
+def ragged(lengths: list[int], prompts: list[int] | None = None, seed: int = 0, pad: int = 0) -> dict[str, Tensor]:
     """Right-padded random examples; ``prompts`` says how many tokens of each carry no label."""
     generator = torch.Generator().manual_seed(seed)
     prompts = [2] * len(lengths) if prompts is None else prompts
@@ -125,21 +117,14 @@ def double() -> Iterator[None]:
 
     def keep(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if tensor.dtype == torch.float64:
-            args = tuple(
-                torch.float64 if value is torch.float32 else value for value in args
-            )
-            kwargs = {
-                key: torch.float64 if value is torch.float32 else value
-                for key, value in kwargs.items()
-            }
+            args = tuple(torch.float64 if value is torch.float32 else value for value in args)
+            kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in kwargs.items()}
         return to(tensor, *args, **kwargs)
 
     def keep_float(tensor: Tensor) -> Tensor:
         return tensor if tensor.dtype == torch.float64 else to_float(tensor)
 
-    def keep_softmax(
-        tensor: Tensor, *args: Any, dtype: Any = None, **kwargs: Any
-    ) -> Tensor:
+    def keep_softmax(tensor: Tensor, *args: Any, dtype: Any = None, **kwargs: Any) -> Tensor:
         return softmax(
             tensor,
             *args,
@@ -155,9 +140,7 @@ def double() -> Iterator[None]:
         yield
 
 
-def slow_gradients(
-    model: nn.Module, batch: dict[str, Tensor], names: list[str]
-) -> list[dict[str, Tensor]]:
+def slow_gradients(model: nn.Module, batch: dict[str, Tensor], names: list[str]) -> list[dict[str, Tensor]]:
     """Per-example gradients the slow, obvious way: one example, unpadded, one torch.func.grad at a time."""
     training = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -170,28 +153,17 @@ def slow_gradients(
         ids = batch["input_ids"][row : row + 1, :length]
         labels = batch["labels"][row, 1:length]
 
-        def loss(
-            params: dict[str, Tensor], ids: Tensor = ids, labels: Tensor = labels
-        ) -> Tensor:
-            logits = torch.func.functional_call(
-                model, params, (), {"input_ids": ids, "use_cache": False}
-            ).logits
+        def loss(params: dict[str, Tensor], ids: Tensor = ids, labels: Tensor = labels) -> Tensor:
+            logits = torch.func.functional_call(model, params, (), {"input_ids": ids, "use_cache": False}).logits
             keep = labels != -100
             picked = logits[0, :-1][keep].log_softmax(-1)
             return -picked[torch.arange(int(keep.sum())), labels[keep]].mean()
 
         params = {name: held[name].detach() for name in names}
         if not (labels != -100).any():
-            found.append(
-                {name: torch.zeros_like(value) for name, value in params.items()}
-            )
+            found.append({name: torch.zeros_like(value) for name, value in params.items()})
         else:
-            found.append(
-                {
-                    key: value.detach()
-                    for key, value in torch.func.grad(loss)(params).items()
-                }
-            )
+            found.append({key: value.detach() for key, value in torch.func.grad(loss)(params).items()})
     for module, flag in training:
         module.training = flag
     return found

@@ -19,37 +19,24 @@ def relative(got: Tensor, expected: Tensor) -> float:
 
 
 def flat(gradients: list[dict[str, Tensor]], names: list[str]) -> Tensor:
-    return torch.stack(
-        [torch.cat([row[name].flatten() for name in names]) for row in gradients]
-    )
+    return torch.stack([torch.cat([row[name].flatten() for name in names]) for row in gradients])
 
 
 def warmed_up(model: torch.nn.Module, **options: object) -> torch.optim.AdamW:
     """AdamW with a state that real steps left, on gradients of very different scales."""
-    parameters = [
-        parameter for parameter in model.parameters() if parameter.requires_grad
-    ]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=1e-3, betas=(0.8, 0.95), eps=1e-3, **options
-    )  # type: ignore[arg-type]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.8, 0.95), eps=1e-3, **options)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
         for parameter in parameters:
-            scale = torch.rand(
-                parameter.shape, generator=generator, dtype=parameter.dtype
-            )
-            parameter.grad = (
-                torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-                * scale
-            )
+            scale = torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * scale
         optimizer.step()
         optimizer.zero_grad()
     return optimizer
 
 
-def diagonal(
-    optimizer: torch.optim.AdamW, model: torch.nn.Module, names: list[str]
-) -> Tensor:
+def diagonal(optimizer: torch.optim.AdamW, model: torch.nn.Module, names: list[str]) -> Tensor:
     held, parts = dict(model.named_parameters()), []
     for name in names:
         state = optimizer.state[held[name]]
@@ -78,16 +65,10 @@ def test_gram_and_alignment_equal_slow_gradients(family: str, lora: bool) -> Non
                 Needs(losses=True, alignment=alignment, gram=gram, norms=gram),
             )
             assert signals.valid.tolist() == [True, True, True, False]
-            assert (
-                signals.gram is not None
-                and signals.alignment is not None
-                and signals.norms is not None
-            )
+            assert signals.gram is not None and signals.alignment is not None and signals.norms is not None
             assert relative(signals.gram, (g * p**gram) @ g.T) < TOLERANCE
             assert relative(signals.alignment, (g * p**alignment) @ tau) < TOLERANCE
-            assert (
-                relative(signals.norms, (g * p ** (gram / 2)).norm(dim=1)) < TOLERANCE
-            )
+            assert relative(signals.norms, (g * p ** (gram / 2)).norm(dim=1)) < TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -106,10 +87,7 @@ def test_alone_and_with_other_attention(family: str, attention: str) -> None:
         alignment = scorer(pool, target, Needs(alignment=1)).alignment
         norms = scorer(pool, None, Needs(norms=1)).norms
         assert alignment is not None and relative(alignment, (g * p) @ tau) < TOLERANCE
-        assert (
-            norms is not None
-            and relative(norms, (g * p.sqrt()).norm(dim=1)) < TOLERANCE
-        )
+        assert norms is not None and relative(norms, (g * p.sqrt()).norm(dim=1)) < TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma", "opt"])
@@ -118,13 +96,8 @@ def test_tied_embedding_counts_both_uses_when_a_regex_names_it(family: str) -> N
         model = build(family)
         optimizer = warmed_up(model)
         pool, target = ragged([7, 5, 9]), ragged([6, 4], seed=1)
-        assert not any(
-            "embed_tokens" in name or "wte" in name
-            for name in Scorer(model, optimizer).parameters
-        )
-        scorer = Scorer(
-            model, optimizer, layers="embed_tokens|wte|norm|ln_", chunk_elements=50
-        )
+        assert not any("embed_tokens" in name or "wte" in name for name in Scorer(model, optimizer).parameters)
+        scorer = Scorer(model, optimizer, layers="embed_tokens|wte|norm|ln_", chunk_elements=50)
         names = list(scorer.parameters)
         assert any("embed_tokens" in name or "wte" in name for name in names)
         p = diagonal(optimizer, model, names)

@@ -74,9 +74,7 @@ def forward_parameters(model: nn.Module) -> set[str]:
     return set(inspect.signature(inner.forward).parameters)
 
 
-def example_losses(
-    model: nn.Module, batch: Batch, reduction: Reduction = "mean"
-) -> Float[Tensor, " batch"]:
+def example_losses(model: nn.Module, batch: Batch, reduction: Reduction = "mean") -> Float[Tensor, " batch"]:
     """Negative log-likelihood of each example's response tokens.
 
     Logits are computed at the columns where some example has a label (if the model takes
@@ -94,14 +92,10 @@ def example_losses(
         ValueError: the reduction is neither ``mean`` nor ``sum``.
     """
     if reduction not in ("mean", "sum"):
-        raise ValueError(
-            f"loss reduction must be 'mean' or 'sum' (scoring.reduction), got {reduction!r}"
-        )
+        raise ValueError(f"loss reduction must be 'mean' or 'sum' (scoring.reduction), got {reduction!r}")
     mask = response_mask(batch["labels"])
     accepted = forward_parameters(model)
-    inputs: dict[str, Any] = {
-        key: batch[key] for key in ("input_ids", "attention_mask")
-    }
+    inputs: dict[str, Any] = {key: batch[key] for key in ("input_ids", "attention_mask")}
     if "position_ids" in accepted:
         # One row of positions per example: a learned position table then has per-example gradients.
         inputs["position_ids"] = positions(batch["attention_mask"])
@@ -124,9 +118,7 @@ def example_losses(
     return torch.where(count > 0, losses, torch.nan)
 
 
-def _token_losses(
-    logits: Float[Tensor, "found vocab"], labels: Int[Tensor, " found"]
-) -> Float[Tensor, " found"]:
+def _token_losses(logits: Float[Tensor, "found vocab"], labels: Int[Tensor, " found"]) -> Float[Tensor, " found"]:
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     return F.cross_entropy(logits, labels, reduction="none")

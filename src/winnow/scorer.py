@@ -70,9 +70,7 @@ class Scorer:
         chunk_elements: int = 2**23,
     ) -> None:
         if on_target_nan not in ("skip", "reuse"):
-            raise ValueError(
-                f"on_target_nan must be 'skip' or 'reuse' (scoring.on_target_nan), got {on_target_nan!r}"
-            )
+            raise ValueError(f"on_target_nan must be 'skip' or 'reuse' (scoring.on_target_nan), got {on_target_nan!r}")
         self.model = model
         self.geometry = geometry_of(optimizer, geometry, first_step)
         self.parameters = choose_parameters(model, layers)
@@ -125,9 +123,7 @@ class Scorer:
                 return self._backward(pool, target, needs, target_weight, tokens)
             with torch.no_grad():
                 losses = example_losses(self.model, pool, self.reduction)
-        return Signals(
-            valid=(tokens > 0) & losses.isfinite(), tokens=tokens, losses=losses
-        )
+        return Signals(valid=(tokens > 0) & losses.isfinite(), tokens=tokens, losses=losses)
 
     def _backward(
         self,
@@ -139,17 +135,13 @@ class Scorer:
     ) -> Signals:
         due = needs.target and self.target.due
         if due and target is None:
-            raise ValueError(
-                "this call has to compute the target gradient: give it a target batch"
-            )
+            raise ValueError("this call has to compute the target gradient: give it a target batch")
         weight = None
         if due:
             assert target is not None
             weight = _target_weight(target, target_weight)
         try:
-            losses, products = self._score(
-                pool, target if due else None, weight, needs, tokens > 0
-            )
+            losses, products = self._score(pool, target if due else None, weight, needs, tokens > 0)
         except TargetNotFinite:
             self.target.discard()
             if self.on_target_nan == "skip" or not self.target.stored:
@@ -163,10 +155,7 @@ class Scorer:
         valid = (tokens > 0) & losses.isfinite() & _finite(products, len(tokens))
         if self._unverified and bool(valid.any()):
             rows = valid.nonzero().squeeze(1)[:VERIFIED_ROWS]
-            few = {
-                key: pool[key][rows]
-                for key in ("input_ids", "attention_mask", "labels")
-            }
+            few = {key: pool[key][rows] for key in ("input_ids", "attention_mask", "labels")}
             verify_gradients(self.model, self.parameters, few, self.reduction)
             self._unverified = False
         gram, norms = products.gram, products.norms
@@ -174,9 +163,7 @@ class Scorer:
             valid=valid,
             tokens=tokens,
             losses=losses if needs.losses else None,
-            alignment=None
-            if products.alignment is None
-            else torch.where(valid, products.alignment, 0),
+            alignment=None if products.alignment is None else torch.where(valid, products.alignment, 0),
             gram=None if gram is None else torch.where(valid[:, None] & valid, gram, 0),
             norms=None if norms is None else torch.where(valid, norms, 0),
         )
@@ -199,14 +186,10 @@ class Scorer:
             nonlocal products
             wide = accumulation_dtype(factor.dtype)
             if products is None:
-                products = Products(
-                    needs, size, factor.dtype, present.device, self.chunk_elements
-                )
+                products = Products(needs, size, factor.dtype, present.device, self.chunk_elements)
             candidates = factor.examples(slice(0, size)).to(wide)
             parameter = self.parameters[name]
-            preconditioner = self.geometry.preconditioner(
-                parameter, name, lambda: candidates.combine(share)
-            )
+            preconditioner = self.geometry.preconditioner(parameter, name, lambda: candidates.combine(share))
             tau = None
             if needs.target:
                 if weight is None:
@@ -216,14 +199,8 @@ class Scorer:
                         name,
                         factor.examples(slice(size, total)).to(wide).combine(weight),
                     )
-                momentum = (
-                    self.geometry.momentum(parameter, name) if needs.momentum else None
-                )
-                tau = (
-                    torch.zeros(factor.shape, dtype=wide, device=present.device)
-                    if tau is None
-                    else tau
-                )
+                momentum = self.geometry.momentum(parameter, name) if needs.momentum else None
+                tau = torch.zeros(factor.shape, dtype=wide, device=present.device) if tau is None else tau
                 tau = tau if momentum is None else tau - momentum.to(tau.dtype)
             products.add(candidates, preconditioner, tau)
 
@@ -241,20 +218,14 @@ class Scorer:
                 capture.backward(torch.where(valid, losses, 0).sum(), valid)
         losses = losses.detach()[:size]
         if products is None:
-            products = Products(
-                needs, size, losses.dtype, present.device, self.chunk_elements
-            )
+            products = Products(needs, size, losses.dtype, present.device, self.chunk_elements)
         if weight is not None and products.alignment is not None:
             reached = valid[:size]
-            if bool(reached.any()) and not bool(
-                products.alignment[reached].isfinite().any()
-            ):
+            if bool(reached.any()) and not bool(products.alignment[reached].isfinite().any()):
                 raise TargetNotFinite("the target gradient is not finite")
         return losses, products
 
-    def _check_target(
-        self, losses: Float[Tensor, " target"], weight: Float[Tensor, " target"]
-    ) -> None:
+    def _check_target(self, losses: Float[Tensor, " target"], weight: Float[Tensor, " target"]) -> None:
         loss = torch.where(weight > 0, losses * weight, 0).sum()
         self.target_loss = loss
         if not bool(loss.isfinite()):
@@ -299,12 +270,7 @@ def concatenate(first: Batch, second: Batch) -> dict[str, Tensor]:
     length = max(first["input_ids"].shape[1], second["input_ids"].shape[1])
     fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE}
     return {
-        key: torch.cat(
-            [
-                F.pad(batch[key], (0, length - batch[key].shape[1]), value=value)
-                for batch in (first, second)
-            ]
-        )
+        key: torch.cat([F.pad(batch[key], (0, length - batch[key].shape[1]), value=value) for batch in (first, second)])
         for key, value in fill.items()
     }
 
@@ -319,9 +285,7 @@ def _target_weight(target: Batch, weight: Tensor | None) -> Tensor:
         )
     weight = torch.where(present, weight, 0).double()
     if not bool(weight.sum() > 0):
-        raise ValueError(
-            "no example of the target batch has a response token and a positive weight"
-        )
+        raise ValueError("no example of the target batch has a response token and a positive weight")
     return weight / weight.sum()
 
 

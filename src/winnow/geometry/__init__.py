@@ -23,9 +23,7 @@ __all__ = [
 ]
 
 
-def geometry_of(
-    optimizer: Any, geometry: str | Geometry = "auto", first_step: FirstStep = "pool"
-) -> Geometry:
+def geometry_of(optimizer: Any, geometry: str | Geometry = "auto", first_step: FirstStep = "pool") -> Geometry:
     """The geometry of an optimizer.
 
     Args:
@@ -44,12 +42,8 @@ def geometry_of(
     if geometry == "identity":
         return IdentityGeometry()
     if geometry != "auto":
-        raise ValueError(
-            f"geometry must be 'auto', 'identity' or a Geometry (scoring.geometry), got {geometry!r}"
-        )
-    while not isinstance(optimizer, torch.optim.Optimizer) and hasattr(
-        optimizer, "optimizer"
-    ):
+        raise ValueError(f"geometry must be 'auto', 'identity' or a Geometry (scoring.geometry), got {geometry!r}")
+    while not isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         return AdamGeometry(optimizer, first_step)

@@ -35,13 +35,9 @@ class AdamGeometry:
         ValueError: ``first_step`` is neither.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, first_step: FirstStep = "pool"
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, first_step: FirstStep = "pool") -> None:
         if first_step not in ("pool", "identity"):
-            raise ValueError(
-                f"first_step must be 'pool' or 'identity' (scoring.first_step), got {first_step!r}"
-            )
+            raise ValueError(f"first_step must be 'pool' or 'identity' (scoring.first_step), got {first_step!r}")
         self.state = OptimizerState(optimizer)
         self.first_step = first_step
 
@@ -71,9 +67,7 @@ class AdamGeometry:
         correction = 1 - group["betas"][1] ** _steps(state)
         return Diagonal(1 / ((second / correction).sqrt() + group["eps"]))
 
-    def momentum(
-        self, parameter: torch.nn.Parameter, name: str
-    ) -> Float[Tensor, "*shape"] | None:
+    def momentum(self, parameter: torch.nn.Parameter, name: str) -> Float[Tensor, "*shape"] | None:
         """beta1 m / (1 - beta1^t), t counting the coming step.
 
         Args:
@@ -88,9 +82,7 @@ class AdamGeometry:
             return None
         beta = group["betas"][0]
         mean = state["exp_avg"]
-        return mean.to(accumulation_dtype(mean.dtype)) * (
-            beta / (1 - beta ** (_steps(state) + 1))
-        )
+        return mean.to(accumulation_dtype(mean.dtype)) * (beta / (1 - beta ** (_steps(state) + 1)))
 
 
 def _steps(state: dict[str, Any]) -> float:

@@ -17,9 +17,7 @@ from winnow.gradients.factors import Factor, Scaled
 class Preconditioner(Protocol):
     """P of one parameter: symmetric, positive semi-definite, linear in the gradient."""
 
-    def tensor(
-        self, gradient: Float[Tensor, "*shape"], power: float
-    ) -> Float[Tensor, "*shape"]:
+    def tensor(self, gradient: Float[Tensor, "*shape"], power: float) -> Float[Tensor, "*shape"]:
         """P^power applied to one gradient."""
 
     def factor(self, factor: Factor, power: float) -> Factor:
@@ -44,9 +42,7 @@ class Geometry(Protocol):
             mean: the pool's mean gradient, computed when called: used before the state exists.
         """
 
-    def momentum(
-        self, parameter: torch.nn.Parameter, name: str
-    ) -> Float[Tensor, "*shape"] | None:
+    def momentum(self, parameter: torch.nn.Parameter, name: str) -> Float[Tensor, "*shape"] | None:
         """What momentum will add to the next update, in units of the gradient; None if nothing."""
 
 
@@ -54,9 +50,7 @@ class Geometry(Protocol):
 class Identity:
     """P = I."""
 
-    def tensor(
-        self, gradient: Float[Tensor, "*shape"], power: float
-    ) -> Float[Tensor, "*shape"]:
+    def tensor(self, gradient: Float[Tensor, "*shape"], power: float) -> Float[Tensor, "*shape"]:
         """The gradient itself.
 
         Args:
@@ -104,9 +98,7 @@ class Diagonal:
             return self.diagonal.sqrt()
         return self.diagonal if power == 1 else self.diagonal**power
 
-    def tensor(
-        self, gradient: Float[Tensor, "*shape"], power: float
-    ) -> Float[Tensor, "*shape"]:
+    def tensor(self, gradient: Float[Tensor, "*shape"], power: float) -> Float[Tensor, "*shape"]:
         """P^power o gradient.
 
         Args:
@@ -116,9 +108,7 @@ class Diagonal:
         Returns:
             The scaled gradient.
         """
-        return (
-            gradient if power == 0 else gradient * self.power(power).to(gradient.dtype)
-        )
+        return gradient if power == 0 else gradient * self.power(power).to(gradient.dtype)
 
     def factor(self, factor: Factor, power: float) -> Factor:
         """P^power o G_i.
@@ -130,9 +120,7 @@ class Diagonal:
         Returns:
             The scaled gradients, still factorised below the scale.
         """
-        return (
-            factor if power == 0 else Scaled(factor, self.power(power).to(factor.dtype))
-        )
+        return factor if power == 0 else Scaled(factor, self.power(power).to(factor.dtype))
 
 
 class OptimizerState:
@@ -161,9 +149,7 @@ class OptimizerState:
         for group in self.optimizer.param_groups:
             if any(held is parameter for held in group["params"]):
                 if group.get("maximize"):
-                    raise ValueError(
-                        "maximize=True is not supported: the target loss is to go down"
-                    )
+                    raise ValueError("maximize=True is not supported: the target loss is to go down")
                 return group
         raise ValueError(
             f"trainable parameter {name!r} is not in the optimizer: freeze it, or leave it out with scoring.layers"

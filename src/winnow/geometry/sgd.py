@@ -51,9 +51,7 @@ class SGDGeometry(IdentityGeometry):
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.state = OptimizerState(optimizer)
 
-    def momentum(
-        self, parameter: torch.nn.Parameter, name: str
-    ) -> Float[Tensor, "*shape"] | None:  # type: ignore[override]
+    def momentum(self, parameter: torch.nn.Parameter, name: str) -> Float[Tensor, "*shape"] | None:  # type: ignore[override]
         """momentum * buffer; with Nesterov momentum squared * buffer.
 
         Args:

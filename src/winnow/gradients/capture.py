@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -105,18 +105,13 @@ class Capture:
         self._counting = True
         self._inside_rule = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Capture:  # noqa: PYI034  (beartype cannot check Self here)
         """Switch the parameters off and put the hooks on."""
-        self._flags = [
-            (parameter, parameter.requires_grad)
-            for parameter in self.model.parameters()
-        ]
+        self._flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         for parameter, _ in self._flags:
             parameter.requires_grad_(False)
         for module, (path, names) in self.owners.items():
-            self._handles.append(
-                module.register_forward_hook(self._hook(path, names), with_kwargs=True)
-            )
+            self._handles.append(module.register_forward_hook(self._hook(path, names), with_kwargs=True))
         return self
 
     def __exit__(
@@ -133,9 +128,7 @@ class Capture:
         self._handles, self._flags = [], []
         self._arrived.clear()
 
-    def backward(
-        self, loss: Float[Tensor, ""], valid: Bool[Tensor, " batch"] | None = None
-    ) -> None:
+    def backward(self, loss: Float[Tensor, ""], valid: Bool[Tensor, " batch"] | None = None) -> None:
         """Run the backward; ``on_gradient`` is called for each parameter on the way.
 
         Args:
@@ -165,9 +158,7 @@ class Capture:
         parts = self._arrived.pop(name)
         self.on_gradient(name, parts[0] if len(parts) == 1 else Sum(parts))
 
-    def _hook(
-        self, path: str, names: Mapping[str, str]
-    ) -> Callable[..., Tensor | None]:
+    def _hook(self, path: str, names: Mapping[str, str]) -> Callable[..., Tensor | None]:
         def hook(
             module: nn.Module,
             args: tuple[Any, ...],
@@ -186,9 +177,7 @@ class Capture:
                     self._expected[name] += 1
             slots: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
             places = [key for key, value in slots.items() if isinstance(value, Tensor)]
-            constants = {
-                key: value for key, value in slots.items() if key not in places
-            }
+            constants = {key: value for key, value in slots.items() if key not in places}
             device = output.device.type
             autocast = (
                 torch.is_autocast_enabled(device),
@@ -213,9 +202,7 @@ class Capture:
                 for local, factor in factors.items():
                     self._add(names[local], factor)
 
-            return Probe.apply(
-                output, self.anchor, receive, *(slots[key].detach() for key in places)
-            )
+            return Probe.apply(output, self.anchor, receive, *(slots[key].detach() for key in places))
 
         return hook
 
@@ -224,33 +211,23 @@ class Capture:
         if len(self._arrived[name]) == self._expected[name]:
             self._deliver(name)
 
-    def _call(
-        self, path: str, module: nn.Module, slots: Mapping[int | str, Any], grad: Tensor
-    ) -> Call:
+    def _call(self, path: str, module: nn.Module, slots: Mapping[int | str, Any], grad: Tensor) -> Call:
         grad, _ = self._split(path, module, grad)
         flat: set[int | str] = set()
         batched: set[int | str] = set()
         split: dict[int | str, Any] = {}
         for key, value in slots.items():
-            if (
-                isinstance(value, Tensor)
-                and value.ndim
-                and value.shape[0] in (self.size, self.size * self.tokens)
-            ):
+            if isinstance(value, Tensor) and value.ndim and value.shape[0] in (self.size, self.size * self.tokens):
                 batched.add(key)
                 value, flattened = self._split(path, module, value)
                 if flattened:
                     flat.add(key)
             split[key] = value
-        args = tuple(
-            split[key] for key in sorted(key for key in split if isinstance(key, int))
-        )
+        args = tuple(split[key] for key in sorted(key for key in split if isinstance(key, int)))
         kwargs = {key: value for key, value in split.items() if isinstance(key, str)}
         return Call(args, kwargs, grad, frozenset(flat), frozenset(batched))
 
-    def _split(
-        self, path: str, module: nn.Module, tensor: Tensor
-    ) -> tuple[Tensor, bool]:
+    def _split(self, path: str, module: nn.Module, tensor: Tensor) -> tuple[Tensor, bool]:
         flattened = tensor.shape[0] != self.size
         if flattened:
             if tensor.shape[0] != self.size * self.tokens:
@@ -268,9 +245,7 @@ class Capture:
         return tensor, flattened
 
 
-def owners(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter]
-) -> dict[nn.Module, tuple[str, dict[str, str]]]:
+def owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[nn.Module, tuple[str, dict[str, str]]]:
     """Modules that own chosen parameters; a tied parameter has several.
 
     Args:
@@ -288,18 +263,12 @@ def owners(
     for path, module in model.named_modules():
         names = {
             local: reported[id(parameter)]
-            for local, parameter in module.named_parameters(
-                recurse=False, remove_duplicate=False
-            )
+            for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
             if id(parameter) in reported
         }
         if names:
             found[module] = (path, names)
-    missing = set(parameters) - {
-        name for _, names in found.values() for name in names.values()
-    }
+    missing = set(parameters) - {name for _, names in found.values() for name in names.values()}
     if missing:
-        raise ValueError(
-            f"parameters {sorted(missing)} belong to no module of the model"
-        )
+        raise ValueError(f"parameters {sorted(missing)} belong to no module of the model")
     return found

@@ -97,9 +97,7 @@ class OuterProduct:
             right = right * scale
         return left.flatten(0, 1).T @ right.flatten(0, 1)
 
-    def inner(
-        self, direction: Float[Tensor, "rows columns"]
-    ) -> Float[Tensor, " batch"]:
+    def inner(self, direction: Float[Tensor, "rows columns"]) -> Float[Tensor, " batch"]:
         """<G_i, V> = sum_t left_i[t]^T V right_i[t]."""
         direction = direction.to(self.dtype)
         if self.left.shape[2] >= self.right.shape[2]:
@@ -155,13 +153,9 @@ class Scatter:
             rows = torch.arange(self.size, device=self.tokens.device)[rows]
         place = torch.full((self.size,), len(rows), device=rows.device)
         place[rows] = torch.arange(len(rows), device=rows.device)
-        index = place[
-            self.tokens
-        ]  # positions of other rows go to one extra row, which is dropped
+        index = place[self.tokens]  # positions of other rows go to one extra row, which is dropped
         out = self.values.new_zeros(len(self), len(rows) + 1, self.values.shape[2])
-        return out.scatter_add_(
-            1, index[:, :, None].expand_as(self.values), self.values
-        )[:, :-1].contiguous()
+        return out.scatter_add_(1, index[:, :, None].expand_as(self.values), self.values)[:, :-1].contiguous()
 
     def combine(self, weight: Float[Tensor, " batch"]) -> Float[Tensor, "size width"]:
         """sum_i weight_i G_i by one scatter."""

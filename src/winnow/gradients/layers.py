@@ -29,19 +29,13 @@ def choose_parameters(model: nn.Module, layers: str = "all") -> dict[str, nn.Par
     embedded: set[int] = set()
     linear: set[int] = set()
     for path, module in model.named_modules():
-        for local, parameter in module.named_parameters(
-            recurse=False, remove_duplicate=False
-        ):
+        for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             names[id(parameter)].append(f"{path}.{local}" if path else local)
             if isinstance(module, nn.Embedding):
                 embedded.add(id(parameter))
             if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
                 linear.add(id(parameter))
-    trainable = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     untied = {
         name: parameter
         for name, parameter in trainable.items()
@@ -50,29 +44,17 @@ def choose_parameters(model: nn.Module, layers: str = "all") -> dict[str, nn.Par
     if layers == "all":
         chosen = untied
     elif layers == "linear":
-        chosen = {
-            name: parameter
-            for name, parameter in untied.items()
-            if id(parameter) in linear
-        }
+        chosen = {name: parameter for name, parameter in untied.items() if id(parameter) in linear}
     elif layers == "lora":
-        chosen = {
-            name: parameter for name, parameter in untied.items() if "lora_" in name
-        }
+        chosen = {name: parameter for name, parameter in untied.items() if "lora_" in name}
     elif layers.startswith("last:"):
         prefixes = _last_blocks(model, layers.removeprefix("last:"))
-        chosen = {
-            name: parameter
-            for name, parameter in untied.items()
-            if name.startswith(prefixes)
-        }
+        chosen = {name: parameter for name, parameter in untied.items() if name.startswith(prefixes)}
     else:
         try:
             pattern = re.compile(layers)
         except re.error as error:
-            raise ValueError(
-                f"scoring.layers={layers!r} is not a valid regex: {error}"
-            ) from error
+            raise ValueError(f"scoring.layers={layers!r} is not a valid regex: {error}") from error
         chosen = {
             name: parameter
             for name, parameter in trainable.items()
@@ -87,21 +69,10 @@ def choose_parameters(model: nn.Module, layers: str = "all") -> dict[str, nn.Par
 
 
 def _last_blocks(model: nn.Module, count: str) -> tuple[str, ...]:
-    lists = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-    ]
+    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     if not count.isdigit() or int(count) < 1:
-        raise ValueError(
-            f"scoring.layers=last:N takes a positive number of blocks, got {count!r}"
-        )
+        raise ValueError(f"scoring.layers=last:N takes a positive number of blocks, got {count!r}")
     if not lists:
-        raise ValueError(
-            "scoring.layers=last:N needs a model with a list of blocks; use a regex instead"
-        )
+        raise ValueError("scoring.layers=last:N needs a model with a list of blocks; use a regex instead")
     path, blocks = max(lists, key=lambda item: len(item[1]))
-    return tuple(
-        f"{path}.{index}."
-        for index in range(max(0, len(blocks) - int(count)), len(blocks))
-    )
+    return tuple(f"{path}.{index}." for index in range(max(0, len(blocks) - int(count)), len(blocks)))

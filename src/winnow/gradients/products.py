@@ -36,26 +36,20 @@ class Products:
         chunk_elements: int,
     ) -> None:
         if chunk_elements < 1:
-            raise ValueError(
-                f"chunk_elements must be >= 1 (scoring.chunk_elements), got {chunk_elements}"
-            )
+            raise ValueError(f"chunk_elements must be >= 1 (scoring.chunk_elements), got {chunk_elements}")
         self.needs, self.chunk_elements = needs, chunk_elements
         zeros = torch.zeros(size, dtype=accumulation_dtype(dtype), device=device)
         self.alignment = None if needs.alignment is None else zeros.clone()
         self.gram = None if needs.gram is None else zeros[:, None].repeat(1, size)
         # The diagonal of K serves when it is of the same power.
-        self.squares = (
-            None if needs.norms is None or needs.norms == needs.gram else zeros.clone()
-        )
+        self.squares = None if needs.norms is None or needs.norms == needs.gram else zeros.clone()
 
     @property
     def norms(self) -> Float[Tensor, " pool"] | None:
         """||P^(q/2) g_i||."""
         if self.needs.norms is None:
             return None
-        squares = (
-            self.squares if self.squares is not None else torch.diagonal(self.gram)
-        )  # type: ignore[arg-type]
+        squares = self.squares if self.squares is not None else torch.diagonal(self.gram)  # type: ignore[arg-type]
         return squares.clamp_min(0).sqrt()
 
     def add(
@@ -77,21 +71,11 @@ class Products:
         if self.gram is not None:
             assert needs.gram is not None
             direction = None
-            if (
-                self.alignment is not None
-                and needs.alignment is not None
-                and needs.alignment >= needs.gram / 2
-            ):
+            if self.alignment is not None and needs.alignment is not None and needs.alignment >= needs.gram / 2:
                 # <P^(p/2) g, P^(a-p/2) tau>: the gradients formed for K serve b as well.
                 assert target is not None
-                direction = preconditioner.tensor(
-                    target, needs.alignment - needs.gram / 2
-                )
-                direction = (
-                    direction.to(factor.dtype)
-                    if direction.shape
-                    else direction[None].to(factor.dtype)
-                )
+                direction = preconditioner.tensor(target, needs.alignment - needs.gram / 2)
+                direction = direction.to(factor.dtype) if direction.shape else direction[None].to(factor.dtype)
                 aligned = True
             scaled = preconditioner.factor(factor, needs.gram / 2)
             for rows in self._chunks(scaled):
@@ -101,14 +85,8 @@ class Products:
                     assert self.alignment is not None
                     self.alignment.addmv_(block, direction[rows].flatten())
         if not aligned:
-            assert (
-                self.alignment is not None
-                and needs.alignment is not None
-                and target is not None
-            )
-            self.alignment += factor.inner(
-                preconditioner.tensor(target, float(needs.alignment))
-            )
+            assert self.alignment is not None and needs.alignment is not None and target is not None
+            self.alignment += factor.inner(preconditioner.tensor(target, float(needs.alignment)))
         if self.squares is not None:
             assert needs.norms is not None
             scaled = preconditioner.factor(factor, needs.norms / 2)
@@ -122,8 +100,4 @@ class Products:
         width = len(factor) * max(1, factor.shape[1:].numel())
         step = max(1, self.chunk_elements // width)
         for start in range(0, total, step):
-            yield (
-                slice(start, start + step)
-                if rows is None
-                else rows[start : start + step]
-            )
+            yield (slice(start, start + step) if rows is None else rows[start : start + step])

@@ -26,11 +26,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
         Nothing.
     """
     flags = [(module, module.training) for module in model.modules()]
-    devices = {
-        parameter.device
-        for parameter in model.parameters()
-        if parameter.device.type == "cuda"
-    }
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices=[device for device in devices]):
         try:
             if functional_dropout(model):
@@ -54,13 +50,7 @@ def functional_dropout(model: nn.Module) -> bool:
         True if any dropout, drop or jitter rate of the config is positive.
     """
     config = getattr(model, "config", None)
-    options = (
-        config.to_dict()
-        if hasattr(config, "to_dict")
-        else dict(config)
-        if isinstance(config, dict)
-        else {}
-    )
+    options = config.to_dict() if hasattr(config, "to_dict") else dict(config) if isinstance(config, dict) else {}
     return any(
         isinstance(value, float | int)
         and value > 0

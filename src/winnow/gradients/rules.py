@@ -89,9 +89,7 @@ def linear(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Fac
         Gradients by local parameter name.
     """
     made: dict[str, Callable[[], Factor]] = {
-        "weight": lambda: OuterProduct(
-            _tokens(call.grad), _tokens(call.input).to(call.grad.dtype)
-        ),
+        "weight": lambda: OuterProduct(_tokens(call.grad), _tokens(call.input).to(call.grad.dtype)),
         "bias": lambda: _bias(call.grad),
     }
     return {name: made[name]() for name in names}
@@ -109,9 +107,7 @@ def conv1d(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Fac
         Gradients by local parameter name.
     """
     made: dict[str, Callable[[], Factor]] = {
-        "weight": lambda: OuterProduct(
-            _tokens(call.input).to(call.grad.dtype), _tokens(call.grad)
-        ),
+        "weight": lambda: OuterProduct(_tokens(call.input).to(call.grad.dtype), _tokens(call.grad)),
         "bias": lambda: _bias(call.grad),
     }
     return {name: made[name]() for name in names}
@@ -135,9 +131,7 @@ def embedding(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, 
     return {name: Scatter(tokens, values, module.num_embeddings) for name in names}
 
 
-def layer_norm(
-    module: nn.Module, call: Call, names: Iterable[str]
-) -> dict[str, Factor]:
+def layer_norm(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Factor]:
     """``nn.LayerNorm``: sum_t D_i[t] o x_hat_i[t] for the weight, sum_t D_i[t] for the bias.
 
     Args:
@@ -180,12 +174,8 @@ def generic(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Fa
         Gradients by local parameter name.
     """
     parameters = {name: getattr(module, name).detach() for name in names}
-    keys = [
-        key for key in (*range(len(call.args)), *call.kwargs) if key in call.batched
-    ]
-    tensors = [
-        call.args[key] if isinstance(key, int) else call.kwargs[key] for key in keys
-    ]
+    keys = [key for key in (*range(len(call.args)), *call.kwargs) if key in call.batched]
+    tensors = [call.args[key] if isinstance(key, int) else call.kwargs[key] for key in keys]
 
     def run(params: dict[str, Tensor], *row: Tensor) -> Tensor:
         arguments = dict(
@@ -195,9 +185,7 @@ def generic(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Fa
                 strict=True,
             )
         )
-        args = [
-            arguments.get(position, value) for position, value in enumerate(call.args)
-        ]
+        args = [arguments.get(position, value) for position, value in enumerate(call.args)]
         kwargs = {key: arguments.get(key, value) for key, value in call.kwargs.items()}
         return torch.func.functional_call(module, params, tuple(args), kwargs)
 
@@ -208,10 +196,7 @@ def generic(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Fa
     try:
         grads = torch.func.vmap(one)(call.grad, *tensors)
     except RuntimeError:
-        rows = [
-            _loop(run, parameters, grad, row)
-            for grad, *row in zip(call.grad, *tensors, strict=True)
-        ]
+        rows = [_loop(run, parameters, grad, row) for grad, *row in zip(call.grad, *tensors, strict=True)]
         grads = {name: torch.stack([row[name] for row in rows]) for name in names}
     return {name: Dense(grad) for name, grad in grads.items()}
 
@@ -223,11 +208,7 @@ def _loop(
     row: Iterable[Tensor],
 ) -> dict[str, Tensor]:
     with torch.enable_grad():
-        leaves = {
-            name: value.detach().requires_grad_() for name, value in parameters.items()
-        }
+        leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
         output = run(leaves, *row)
-        grads = torch.autograd.grad(
-            output, list(leaves.values()), grad.reshape(output.shape).to(output.dtype)
-        )
+        grads = torch.autograd.grad(output, list(leaves.values()), grad.reshape(output.shape).to(output.dtype))
     return dict(zip(leaves, grads, strict=True))

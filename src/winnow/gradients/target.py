@@ -25,9 +25,7 @@ class TargetGradient:
 
     def __init__(self, ema: float = 0.0, every: int = 1, keep: bool = False) -> None:
         if not 0 <= ema < 1:
-            raise ValueError(
-                f"target_ema must be in [0, 1) (scoring.target_ema), got {ema}"
-            )
+            raise ValueError(f"target_ema must be in [0, 1) (scoring.target_ema), got {ema}")
         if every < 1:
             raise ValueError(f"every must be >= 1 (scoring.every), got {every}")
         self.ema, self.every, self.keep = ema, every, keep or every > 1 or ema > 0
@@ -46,9 +44,7 @@ class TargetGradient:
         """Whether there is a gradient to reuse."""
         return self.updates > 0
 
-    def stage(
-        self, name: str, gradient: Float[Tensor, "*shape"]
-    ) -> Float[Tensor, "*shape"]:
+    def stage(self, name: str, gradient: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Take a parameter's new gradient; it counts from ``commit`` on.
 
         Args:
@@ -76,11 +72,7 @@ class TargetGradient:
         Returns:
             The gradient, or None if the target did not reach this parameter.
         """
-        return (
-            self._corrected(self._average[name], self.updates)
-            if name in self._average
-            else None
-        )
+        return self._corrected(self._average[name], self.updates) if name in self._average else None
 
     def commit(self) -> None:
         """Make the staged gradients the stored ones."""
@@ -119,6 +111,4 @@ class TargetGradient:
             state: what ``state_dict`` gave.
         """
         self.updates, self.age = int(state["updates"]), int(state["age"])
-        self._average = {
-            name: gradient.clone() for name, gradient in state["gradients"].items()
-        }
+        self._average = {name: gradient.clone() for name, gradient in state["gradients"].items()}

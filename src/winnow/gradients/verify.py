@@ -56,9 +56,7 @@ def verify_gradients(
 
     with torch.enable_grad(), Capture(model, parameters, size, length, keep) as capture:
         capture.backward(example_losses(model, batch, reduction).sum())
-    for name, (expected, scale) in _autograd(
-        model, parameters, batch, reduction, weight
-    ).items():
+    for name, (expected, scale) in _autograd(model, parameters, batch, reduction, weight).items():
         tolerance = TOLERANCE[precision.get(name, expected.dtype)]
         got = captured.get(name, torch.zeros_like(expected)).to(expected.dtype)
         error, norm = float((got - expected).norm()), float(expected.norm())
