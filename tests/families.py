@@ -138,32 +138,3 @@ def double() -> Iterator[None]:
         mock.patch.object(torch.nn.functional, "softmax", keep_softmax),
     ):
         yield
-
-
-def slow_gradients(model: nn.Module, batch: dict[str, Tensor], names: list[str]) -> list[dict[str, Tensor]]:
-    """Per-example gradients the slow, obvious way: one example, unpadded, one torch.func.grad at a time."""
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    tied = {id(parameter): name for name, parameter in model.named_parameters()}
-    held = dict(model.named_parameters())
-    assert set(names) <= set(tied.values())
-    found = []
-    for row in range(len(batch["input_ids"])):
-        length = int(batch["attention_mask"][row].sum())
-        ids = batch["input_ids"][row : row + 1, :length]
-        labels = batch["labels"][row, 1:length]
-
-        def loss(params: dict[str, Tensor], ids: Tensor = ids, labels: Tensor = labels) -> Tensor:
-            logits = torch.func.functional_call(model, params, (), {"input_ids": ids, "use_cache": False}).logits
-            keep = labels != -100
-            picked = logits[0, :-1][keep].log_softmax(-1)
-            return -picked[torch.arange(int(keep.sum())), labels[keep]].mean()
-
-        params = {name: held[name].detach() for name in names}
-        if not (labels != -100).any():
-            found.append({name: torch.zeros_like(value) for name, value in params.items()})
-        else:
-            found.append({key: value.detach() for key, value in torch.func.grad(loss)(params).items()})
-    for module, flag in training:
-        module.training = flag
-    return found

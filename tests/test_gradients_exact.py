@@ -3,46 +3,13 @@
 import itertools
 
 import pytest
-import torch
-from families import FAMILIES, build, double, ragged, slow_gradients
-from torch import Tensor
+from families import FAMILIES, build, double, ragged
+from reference import diagonal, relative, slow_matrix, warmed_up
 
 from winnow.scorer import Scorer
 from winnow.signals import Needs
 
 TOLERANCE = 1e-9
-
-
-def relative(got: Tensor, expected: Tensor) -> float:
-    assert float(expected.norm()) > 0
-    return float((got - expected).norm() / expected.norm())
-
-
-def flat(gradients: list[dict[str, Tensor]], names: list[str]) -> Tensor:
-    return torch.stack([torch.cat([row[name].flatten() for name in names]) for row in gradients])
-
-
-def warmed_up(model: torch.nn.Module, **options: object) -> torch.optim.AdamW:
-    """AdamW with a state that real steps left, on gradients of very different scales."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.8, 0.95), eps=1e-3, **options)  # type: ignore[arg-type]
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(3):
-        for parameter in parameters:
-            scale = torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * scale
-        optimizer.step()
-        optimizer.zero_grad()
-    return optimizer
-
-
-def diagonal(optimizer: torch.optim.AdamW, model: torch.nn.Module, names: list[str]) -> Tensor:
-    held, parts = dict(model.named_parameters()), []
-    for name in names:
-        state = optimizer.state[held[name]]
-        corrected = state["exp_avg_sq"] / (1 - 0.95 ** int(state["step"]))
-        parts.append((1 / (corrected.sqrt() + 1e-3)).flatten())
-    return torch.cat(parts)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -56,8 +23,8 @@ def test_gram_and_alignment_equal_slow_gradients(family: str, lora: bool) -> Non
         scorer = Scorer(model, optimizer, chunk_elements=500)
         names = list(scorer.parameters)
         p = diagonal(optimizer, model, names)
-        g = flat(slow_gradients(model, pool, names), names)
-        tau = flat(slow_gradients(model, target, names), names).mean(0)
+        g = slow_matrix(model, pool, names)
+        tau = slow_matrix(model, target, names).mean(0)
         for alignment, gram in itertools.product((0, 1, 2), (0, 1, 2)):
             signals = scorer(
                 pool,
@@ -82,8 +49,8 @@ def test_alone_and_with_other_attention(family: str, attention: str) -> None:
         scorer = Scorer(model, optimizer)
         names = list(scorer.parameters)
         p = diagonal(optimizer, model, names)
-        g = flat(slow_gradients(model, pool, names), names)
-        tau = flat(slow_gradients(model, target, names), names)[0]
+        g = slow_matrix(model, pool, names)
+        tau = slow_matrix(model, target, names)[0]
         alignment = scorer(pool, target, Needs(alignment=1)).alignment
         norms = scorer(pool, None, Needs(norms=1)).norms
         assert alignment is not None and relative(alignment, (g * p) @ tau) < TOLERANCE
@@ -101,8 +68,8 @@ def test_tied_embedding_counts_both_uses_when_a_regex_names_it(family: str) -> N
         names = list(scorer.parameters)
         assert any("embed_tokens" in name or "wte" in name for name in names)
         p = diagonal(optimizer, model, names)
-        g = flat(slow_gradients(model, pool, names), names)
-        tau = flat(slow_gradients(model, target, names), names).mean(0)
+        g = slow_matrix(model, pool, names)
+        tau = slow_matrix(model, target, names).mean(0)
         signals = scorer(pool, target, Needs(alignment=1, gram=1))
         assert signals.gram is not None and signals.alignment is not None
         assert relative(signals.gram, (g * p) @ g.T) < TOLERANCE

@@ -149,10 +149,12 @@ class Capture:
             )
         # The anchor's gradient is never computed: naming it as the only input makes autograd stop at
         # the lowest probe and skip every weight gradient.
-        torch.autograd.grad(loss, self.anchor, allow_unused=True)
-        for name in list(self._arrived):
-            # A call whose output the loss did not use sends nothing: the gradient is what did arrive.
-            self._deliver(name)
+        # Products are to be full precision, whatever autocast the caller scores under.
+        with torch.autocast(loss.device.type, enabled=False):
+            torch.autograd.grad(loss, self.anchor, allow_unused=True)
+            for name in list(self._arrived):
+                # A call whose output the loss did not use sends nothing: the gradient is what arrived.
+                self._deliver(name)
 
     def _deliver(self, name: str) -> None:
         parts = self._arrived.pop(name)
@@ -193,8 +195,7 @@ class Capture:
                 )
                 self._inside_rule = True  # the generic rule calls the module again
                 try:
-                    # Autograd leaves autocast for the backward; a rule that calls the module needs it
-                    # again. Products, which are to be full precision, stay outside.
+                    # A rule that calls the module again needs the autocast it was called under.
                     with torch.autocast(device, enabled=autocast[0], dtype=autocast[1]):
                         factors = rule_for(module)(module, call, tuple(names))
                 finally:

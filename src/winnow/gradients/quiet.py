@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -17,7 +17,8 @@ def quiet(model: nn.Module) -> Iterator[None]:
     """Switch dropout off and fork the generators; on leaving, everything is as it was.
 
     Only what needs it leaves training mode, since gradient checkpointing is active in training mode
-    alone: ``nn.Dropout`` modules, and the whole model if its config has functional dropout.
+    alone: ``nn.Dropout`` modules, and the whole model if its config has functional dropout. A
+    compiled model runs as written, since its compiled code would not call the hooks.
 
     Args:
         model: the model about to be scored.
@@ -27,7 +28,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
     """
     flags = [(module, module.training) for module in model.modules()]
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices=[device for device in devices]):
+    with torch.random.fork_rng(devices=list(devices)), _uncompiled(model):
         try:
             if functional_dropout(model):
                 model.eval()
@@ -38,6 +39,14 @@ def quiet(model: nn.Module) -> Iterator[None]:
         finally:
             for module, flag in flags:
                 module.training = flag
+
+
+def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
+    if not any(
+        module.__dict__.get("_compiled_call_impl") or "_orig_mod" in module._modules for module in model.modules()
+    ):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def functional_dropout(model: nn.Module) -> bool:

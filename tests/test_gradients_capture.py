@@ -1,0 +1,226 @@
+"""The capture works with modules and modes it has no rule for, and refuses in words what it cannot split."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from families import VOCAB, build, double, ragged
+from reference import diagonal, relative, slow_matrix, warmed_up
+from torch import Tensor, nn
+
+from winnow.gradients.verify import GradientMismatch
+from winnow.scorer import Scorer
+from winnow.signals import Needs
+
+ALL = Needs(alignment=1, gram=1)
+
+
+class Toy(nn.Module):
+    """Embedding, one middle layer, output: an HF-like model around whatever layer is to be tested."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCAB, 6)
+        self.middle = middle
+        self.head = nn.Linear(6, VOCAB)
+
+    def forward(self, input_ids: Tensor, attention_mask: Any = None, use_cache: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.head(self.middle(self.embed(input_ids))))
+
+
+def toy(middle: nn.Module) -> Toy:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Toy(middle).double()
+        for parameter in model.parameters():
+            parameter.data = torch.randn_like(parameter)
+    return model
+
+
+class Mixing(nn.Module):
+    """Two parameters of its own, one of them a scalar, a keyword argument, and a functional bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+        self.weight = nn.Parameter(torch.zeros(6, 6))
+
+    def forward(self, x: Tensor, *, power: int = 2) -> Tensor:
+        return torch.tanh(x @ self.weight) ** power * self.scale
+
+
+class Opaque(torch.autograd.Function):
+    """A custom function without vmap support."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return grads[0] * weight, (grads[0] * x).flatten(0, -2).sum(0)
+
+
+class Custom(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Opaque.apply(x, self.weight)
+
+
+class Twice(nn.Module):
+    """One layer called twice, and one whose output is thrown away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+        self.unused = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.unused(x)
+        return self.inner(torch.tanh(self.inner(x)))
+
+
+class Flattened(nn.Module):
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.middle = middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.middle(x.flatten(0, 1)).view(x.shape)
+
+
+class Routed(nn.Module):
+    """Every other token goes through an expert, as in a mixture of experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expert = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, 1)
+        routed = torch.arange(0, len(tokens), 2)
+        return tokens.index_copy(0, routed, self.expert(tokens[routed])).view(x.shape)
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + x @ self.linear.weight
+
+
+MIDDLES: dict[str, Any] = {
+    "layer_norm": lambda: nn.LayerNorm(6),
+    "rms_norm": lambda: nn.RMSNorm(6),
+    "own_parameters": Mixing,
+    "custom_function": Custom,
+    "called_twice": Twice,
+    "flattened_linear": lambda: Flattened(nn.Linear(6, 6)),
+    "flattened_norm": lambda: Flattened(nn.RMSNorm(6)),
+    "flattened_custom": lambda: Flattened(Custom()),
+}
+
+
+@pytest.mark.parametrize("middle", MIDDLES)
+def test_any_module(middle: str) -> None:
+    model = toy(MIDDLES[middle]())
+    pool, target = ragged([7, 5, 4]), ragged([6, 4], seed=1)
+    optimizer = warmed_up(model)
+    scorer = Scorer(model, optimizer, chunk_elements=64)
+    if middle.endswith("custom") or middle == "custom_function":
+        names = [name for name in scorer.parameters if "middle" not in name]
+    else:
+        names = list(scorer.parameters)
+    reference = toy(MIDDLES[middle]())
+    reference.load_state_dict(model.state_dict())
+    names = list(scorer.parameters)
+    p = diagonal(optimizer, model, names)
+    if "custom" in middle:  # torch.func cannot differentiate it either: an ordinary backward per example
+        g = torch.stack([one_backward(model, pool, row, names) for row in range(3)])
+        tau = torch.stack([one_backward(model, target, row, names) for row in range(2)]).mean(0)
+    else:
+        g, tau = slow_matrix(model, pool, names), slow_matrix(model, target, names).mean(0)
+    signals = scorer(pool, target, ALL)
+    assert signals.gram is not None and relative(signals.gram, (g * p) @ g.T) < 1e-9
+    assert signals.alignment is not None and relative(signals.alignment, (g * p) @ tau) < 1e-9
+
+
+def one_backward(model: nn.Module, batch: dict[str, Tensor], row: int, names: list[str]) -> Tensor:
+    logits = model(input_ids=batch["input_ids"][row : row + 1]).logits[0, :-1]
+    loss = nn.functional.cross_entropy(logits, batch["labels"][row, 1:])
+    held = dict(model.named_parameters())
+    return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, [held[name] for name in names])])
+
+
+def test_routed_tokens_are_refused_in_words() -> None:
+    model = toy(Routed())
+    scorer = Scorer(model, warmed_up(model))
+    with pytest.raises(ValueError, match=r"middle\.expert.*scoring\.layers"):
+        scorer(ragged([7, 5, 4]), ragged([6], seed=1), ALL)
+    without = Scorer(model, warmed_up(model), layers="embed|head")
+    assert without(ragged([7, 5, 4]), ragged([6], seed=1), ALL).valid.all()
+
+
+def test_a_parameter_used_outside_its_module_is_found() -> None:
+    model = toy(Functional())
+    scorer = Scorer(model, warmed_up(model))
+    with pytest.raises(GradientMismatch, match=r"middle\.linear\.weight.*scoring\.layers"):
+        scorer(ragged([7, 5, 4]), ragged([6], seed=1), ALL)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_gradient_checkpointing_gives_the_same_and_stays_active() -> None:
+    with double():
+        model = build("llama", lora=True)  # lora_dropout: those modules alone leave training mode
+        scorer = Scorer(model, warmed_up(model))
+        pool, target = ragged([7, 5, 4]), ragged([6, 4], seed=1)
+        plain = scorer(pool, target, ALL)
+        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        calls = []
+        block = model.get_base_model().model.layers[0].input_layernorm  # type: ignore[operator,union-attr]
+        handle = block.register_forward_hook(lambda *_: calls.append(1))
+        again = scorer(pool, target, ALL)
+        handle.remove()
+    assert len(calls) == 2, "the block runs again in the backward"
+    assert plain.gram is not None and again.gram is not None
+    assert torch.equal(plain.gram, again.gram)
+    assert torch.equal(plain.alignment, again.alignment)  # type: ignore[arg-type]
+
+
+def test_a_compiled_model_has_the_same_scores() -> None:
+    model = build("llama").float()
+    pool, target = ragged([7, 5, 4]), ragged([6, 4], seed=1)
+    optimizer = warmed_up(model)
+    plain = Scorer(model, optimizer)(pool, target, ALL)
+    compiled = torch.compile(model, backend="eager")
+    compiled(input_ids=pool["input_ids"])
+    again = Scorer(compiled, optimizer)(pool, target, ALL)  # type: ignore[arg-type]
+    assert plain.gram is not None and again.gram is not None and torch.equal(plain.gram, again.gram)
+
+
+@pytest.mark.parametrize("mode", ["autocast", "bf16"])
+def test_low_precision_is_close_and_products_are_float32(mode: str) -> None:
+    pool, target = ragged([17, 15, 19, 12]), ragged([16, 14], seed=1)
+    exact = Scorer(build("llama").float(), _fresh(build("llama").float()))
+    reference = exact(pool, target, ALL)
+    model = build("llama").float()
+    if mode == "bf16":
+        model = model.bfloat16()
+    scorer = Scorer(model, _fresh(model))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == "autocast"):
+        signals = scorer(pool, target, ALL)
+    assert signals.gram is not None and reference.gram is not None
+    assert signals.gram.dtype == torch.float32
+    assert relative(signals.gram, reference.gram) < 0.05
+
+
+def _fresh(model: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.1)
