@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,6 @@ IGNORE = -100
 
 Batch = Mapping[str, Tensor]
 """``input_ids``, ``attention_mask``, ``labels``: each Int[batch tokens]; labels are -100 where there is no loss."""
-
-Reduction = Literal["mean", "sum"]
 
 
 def response_mask(
@@ -74,7 +72,7 @@ def forward_parameters(model: nn.Module) -> set[str]:
     return set(inspect.signature(inner.forward).parameters)
 
 
-def example_losses(model: nn.Module, batch: Batch, reduction: Reduction = "mean") -> Float[Tensor, " batch"]:
+def example_losses(model: nn.Module, batch: Batch, reduction: str = "mean") -> Float[Tensor, " batch"]:
     """Negative log-likelihood of each example's response tokens.
 
     Logits are computed at the columns where some example has a label (if the model takes

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from winnow.geometry import FirstStep, Geometry, geometry_of
+from winnow.geometry import Geometry, geometry_of
 from winnow.geometry.base import accumulation_dtype
 from winnow.gradients.capture import Capture
 from winnow.gradients.factors import Factor
@@ -18,7 +18,7 @@ from winnow.gradients.products import Products
 from winnow.gradients.quiet import quiet
 from winnow.gradients.target import TargetGradient
 from winnow.gradients.verify import verify_gradients
-from winnow.losses import IGNORE, Batch, Reduction, example_losses, response_tokens
+from winnow.losses import IGNORE, Batch, example_losses, response_tokens
 from winnow.signals import Needs, Signals
 
 VERIFIED_ROWS = 4
@@ -61,12 +61,12 @@ class Scorer:
         *,
         layers: str = "all",
         geometry: str | Geometry = "auto",
-        first_step: FirstStep = "pool",
+        first_step: str = "pool",
         target_ema: float = 0.0,
         every: int = 1,
-        on_target_nan: Literal["skip", "reuse"] = "skip",
+        on_target_nan: str = "skip",
         verify: bool = True,
-        reduction: Reduction = "mean",
+        reduction: str = "mean",
         chunk_elements: int = 2**23,
     ) -> None:
         if on_target_nan not in ("skip", "reuse"):

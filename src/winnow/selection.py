@@ -33,7 +33,9 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.index.shape != self.weight.shape or self.index.ndim != 1:
-            raise ValueError(f"index {tuple(self.index.shape)} and weight {tuple(self.weight.shape)} must be one vector each")
+            raise ValueError(
+                f"index {tuple(self.index.shape)} and weight {tuple(self.weight.shape)} must be one vector each"
+            )
         if len(self.index) and (self.index[0] < 0 or (self.index.diff() <= 0).any()):
             raise ValueError(f"index must be non-negative and strictly increasing, got {self.index.tolist()}")
         if not torch.isfinite(self.weight).all() or (self.weight < 0).any():

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 
-from winnow.geometry.adam import AdamGeometry, FirstStep
+from winnow.geometry.adam import AdamGeometry
 from winnow.geometry.base import Diagonal, Geometry, Identity, Preconditioner
 from winnow.geometry.sgd import IdentityGeometry, SGDGeometry
 
 __all__ = [
     "AdamGeometry",
     "Diagonal",
-    "FirstStep",
     "Geometry",
     "Identity",
     "IdentityGeometry",
@@ -23,7 +22,7 @@ __all__ = [
 ]
 
 
-def geometry_of(optimizer: Any, geometry: str | Geometry = "auto", first_step: FirstStep = "pool") -> Geometry:
+def geometry_of(optimizer: Any, geometry: str | Geometry = "auto", first_step: str = "pool") -> Geometry:
     """The geometry of an optimizer.
 
     Args:

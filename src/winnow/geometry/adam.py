@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,8 +16,6 @@ from winnow.geometry.base import (
     Preconditioner,
     accumulation_dtype,
 )
-
-FirstStep = Literal["pool", "identity"]
 
 
 class AdamGeometry:
@@ -35,7 +33,7 @@ class AdamGeometry:
         ValueError: ``first_step`` is neither.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, first_step: FirstStep = "pool") -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, first_step: str = "pool") -> None:
         if first_step not in ("pool", "identity"):
             raise ValueError(f"first_step must be 'pool' or 'identity' (scoring.first_step), got {first_step!r}")
         self.state = OptimizerState(optimizer)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from winnow.geometry.base import accumulation_dtype
 from winnow.gradients.capture import Capture
 from winnow.gradients.factors import Factor
-from winnow.losses import Batch, Reduction, example_losses
+from winnow.losses import Batch, example_losses
 
 TOLERANCE = {
     torch.float64: 1e-6,
@@ -30,7 +30,7 @@ def verify_gradients(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     batch: Batch,
-    reduction: Reduction = "mean",
+    reduction: str = "mean",
 ) -> None:
     """Compare captured gradients with autograd's own, on a weighted sum of the examples' losses.
 
@@ -74,7 +74,7 @@ def _autograd(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     batch: Batch,
-    reduction: Reduction,
+    reduction: str,
     weight: Float[Tensor, " batch"],
 ) -> dict[str, tuple[Tensor, float]]:
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -1,0 +1,261 @@
+"""Pools and target batches by step: a pure function of (seed, epoch, step), so that resume is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from winnow.data.encode import Encoded, collate, describe, encode, pad_token_id
+from winnow.data.example import Corpus, Example, Stream, Target
+from winnow.data.pack import Packed
+
+
+@lru_cache(maxsize=16)
+def _permutation(size: int, *key: int) -> np.ndarray:
+    return np.random.default_rng(key).permutation(size)
+
+
+class StepSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, step) keys; Lightning calls ``set_epoch`` at the start of every epoch.
+
+    Args:
+        steps: pools in one epoch; None for an endless stream.
+        start: the (epoch, step) to begin at, where a run is resumed.
+    """
+
+    def __init__(self, steps: int | None, start: tuple[int, int] = (0, 0)) -> None:
+        self.steps, self.start, self.epoch = steps, start, start[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch the next iteration belongs to."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Keys of one epoch, from the resumed position on in the epoch that was interrupted."""
+        step = self.start[1] if self.epoch == self.start[0] else 0
+        while self.steps is None or step < self.steps:
+            yield self.epoch, step
+            step += 1
+
+    def __len__(self) -> int:
+        """Pools in one epoch, the resumed ones included: what Lightning counts against.
+
+        Raises:
+            TypeError: the stream is endless.
+        """
+        if self.steps is None:
+            raise TypeError("an endless stream has no length")
+        return self.steps
+
+
+class StepData(Dataset):
+    """The pool and target batch of a step.
+
+    Args:
+        corpus: stream and targets.
+        tokenizer: the model's tokenizer.
+        pool_size: candidates per step, B.
+        target_batch_size: target examples per step, M, shared among the targets by weight.
+        max_length: longest sequence, in tokens.
+        seed: decides the order of stream and targets.
+        packing: join documents into rows of ``max_length`` tokens (pre-training).
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerBase,
+        pool_size: int,
+        target_batch_size: int,
+        max_length: int,
+        seed: int,
+        packing: bool = False,
+    ) -> None:
+        self.stream: Stream = corpus.stream
+        self.targets = list(corpus.targets)
+        self.tokenizer, self.max_length, self.seed = tokenizer, max_length, seed
+        self.pool_size = pool_size
+        self.rows = share(target_batch_size, [target.weight for target in self.targets])
+        self.packed = Packed(corpus.stream, tokenizer, max_length) if packing else None
+        self.pad = pad_token_id(tokenizer)
+        self.steps = None if corpus.stream.size is None else corpus.stream.size // pool_size
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """Pool and target batch of (epoch, step).
+
+        Args:
+            key: epoch and step within it.
+
+        Returns:
+            ``pool`` and ``target`` token batches, ``meta`` lists for the records, ``truncated`` rows.
+        """
+        epoch, step = key
+        positions = np.arange(step * self.pool_size, (step + 1) * self.pool_size)
+        if self.stream.size is not None:
+            positions = _permutation(self.stream.size, self.seed, 0, epoch)[positions]
+        if self.packed is not None:
+            drawn = [self.packed[int(position)] for position in positions]
+        else:
+            examples = [self.stream[int(position)] for position in positions]
+            drawn = [(example, encode(example, self.tokenizer, self.max_length)) for example in examples]
+        pool = [row for _, row in drawn]
+        batch: dict[str, Any] = {
+            "key": (epoch, step),
+            "pool": collate(pool, self.pad),
+            "meta": describe([example for example, _ in drawn]),
+            "truncated": torch.tensor([row.truncated for row in pool]),
+        }
+        if self.targets:
+            batch["target"] = self.target_batch(epoch * (self.steps or 0) + step)
+        return batch
+
+    def target_batch(self, step: int) -> dict[str, torch.Tensor]:
+        """Target batch of a global step: every target's examples in turn, reshuffled when used up.
+
+        Args:
+            step: steps since the start of training.
+
+        Returns:
+            A token batch with ``weight``, the share of each row in the target gradient (sum 1), and
+            ``task``, the position of its target.
+        """
+        rows: list[Encoded] = []
+        weight: list[float] = []
+        task: list[int] = []
+        total = sum(target.weight for target in self.targets)
+        for number, (target, count) in enumerate(zip(self.targets, self.rows, strict=True)):
+            for position in range(step * count, (step + 1) * count):
+                lap, place = divmod(position, len(target.val))
+                example = target.val[int(_permutation(len(target.val), self.seed, 1 + number, lap)[place])]
+                rows.append(encode(example, self.tokenizer, self.max_length))
+                weight.append(target.weight / total / count)
+                task.append(number)
+        return {**collate(rows, self.pad), "weight": torch.tensor(weight), "task": torch.tensor(task)}
+
+
+def share(rows: int, weights: Sequence[float]) -> list[int]:
+    """Split the target batch among targets: by weight, largest remainder, at least one row each.
+
+    Args:
+        rows: size of the target batch, M.
+        weights: weight of each target, > 0.
+
+    Returns:
+        Rows per target; they sum to ``rows``.
+
+    Raises:
+        ValueError: fewer rows than targets, or a weight that is not positive.
+    """
+    if not weights:
+        return []
+    if min(weights) <= 0:
+        raise ValueError(f"data target weights must be > 0, got {list(weights)}")
+    if rows < len(weights):
+        raise ValueError(f"data.target_batch_size={rows} is smaller than the number of targets ({len(weights)})")
+    exact = np.array(weights, dtype=float) / sum(weights) * rows
+    counts = np.maximum(np.floor(exact).astype(int), 1)
+    while counts.sum() != rows:
+        gap = exact - counts
+        if counts.sum() < rows:
+            counts[int(gap.argmax())] += 1
+        else:
+            counts[int(np.where(counts > 1, gap, np.inf).argmin())] -= 1
+    return counts.tolist()
+
+
+class SelectionDataModule(lightning.LightningDataModule):
+    """Serves pools with their target batches to Lightning, resumable at any step.
+
+    Args:
+        corpus: stream of candidates and target tasks.
+        tokenizer: the model's tokenizer.
+        pool_size: candidates per step, B; ``data.pool_size``.
+        target_batch_size: target examples per step, M; ``data.target_batch_size``.
+        max_length: longest sequence in tokens; ``data.max_length``.
+        seed: decides the order; ``seed``.
+        num_workers: processes that tokenise ahead; 0 does it in the main process.
+        packing: join documents into full rows, with loss on every token (pre-training).
+        val_batch_size: examples per batch when the target NLL is measured.
+        val_limit: examples per target whose NLL is watched during training; None for all.
+
+    Raises:
+        ValueError: a size is not positive, a target split is empty, or the stream is smaller than a pool.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerBase,
+        pool_size: int = 16,
+        target_batch_size: int = 8,
+        max_length: int = 256,
+        seed: int = 0,
+        num_workers: int = 0,
+        packing: bool = False,
+        val_batch_size: int = 32,
+        val_limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in {
+            "pool_size": pool_size,
+            "target_batch_size": target_batch_size,
+            "max_length": max_length,
+            "val_batch_size": val_batch_size,
+        }.items():
+            if value < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {value}")
+        for target in corpus.targets:
+            if not len(target.val) or not len(target.test):
+                raise ValueError(f"target {target.name!r} has an empty val or test split (data.corpus)")
+        size = corpus.stream.size
+        if size is not None and size < pool_size:
+            raise ValueError(f"the stream holds {size} examples, fewer than one pool (data.pool_size={pool_size})")
+        self.corpus, self.tokenizer = corpus, tokenizer
+        self.num_workers, self.max_length = num_workers, max_length
+        self.val_batch_size, self.val_limit = val_batch_size, val_limit
+        self.steps = StepData(corpus, tokenizer, pool_size, target_batch_size, max_length, seed, packing)
+        self.position = (0, 0)
+
+    def train_dataloader(self) -> DataLoader:
+        """Pools of the epoch, from the position a checkpoint left off at."""
+        return DataLoader(
+            self.steps,
+            batch_size=None,
+            sampler=StepSampler(self.steps.steps, self.position),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """One loader per target, over the validation examples its target batches are drawn from."""
+        return [DataLoader(self.val_batches(target), batch_size=None) for target in self.corpus.targets]
+
+    def val_batches(self, target: Target) -> list[dict[str, torch.Tensor]]:
+        """Token batches of a target's validation split, sorted by length so that little is padding.
+
+        Args:
+            target: one of the corpus's targets.
+
+        Returns:
+            Batches of at most ``val_batch_size`` rows.
+        """
+        examples = list(target.val)[: self.val_limit]
+        rows = sorted((encode(e, self.tokenizer, self.max_length) for e in examples), key=lambda r: len(r.input_ids))
+        size = self.val_batch_size
+        return [collate(rows[at : at + size], self.steps.pad) for at in range(0, len(rows), size)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The next (epoch, step) to serve."""
+        return {"position": list(self.position)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the saved position."""
+        epoch, step = state_dict["position"]
+        self.position = (int(epoch), int(step))

@@ -1,0 +1,94 @@
+"""Exact match by greedy generation, scored by the task's own scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from winnow.data.encode import encode_prompt, pad_token_id
+from winnow.data.example import Example, Target
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    batch_size: int = 64,
+) -> list[str]:
+    """Greedy continuations of the examples' prompts.
+
+    Args:
+        model: the model; put in evaluation mode and back.
+        tokenizer: its tokenizer.
+        examples: whose prompts to continue; their responses are not looked at.
+        max_new_tokens: length allowed to each continuation.
+        batch_size: prompts per batch, padded on the left.
+
+    Returns:
+        One text per example, without special tokens, in the order given.
+    """
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    pad = pad_token_id(tokenizer)
+    ends = {tokenizer.eos_token_id}
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ends |= set(configured) if isinstance(configured, list) else {configured}
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=sorted(end for end in ends if end is not None) or None,
+        use_cache=True,
+    )
+    prompts = [encode_prompt(example, tokenizer) or [pad] for example in examples]
+    order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
+    texts = [""] * len(prompts)
+    try:
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            length = max(len(prompts[at]) for at in places)
+            ids = torch.tensor([[pad] * (length - len(prompts[at])) + prompts[at] for at in places], device=device)
+            mask = torch.tensor(
+                [[0] * (length - len(prompts[at])) + [1] * len(prompts[at]) for at in places], device=device
+            )
+            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            decoded = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
+            for at, text in zip(places, decoded, strict=True):
+                texts[at] = text
+    finally:
+        model.train(training)
+    return texts
+
+
+def accuracy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    target: Target,
+    limit: int | None = None,
+    batch_size: int = 64,
+) -> float:
+    """Mean score of greedy generations on a target's test split.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        target: the task; it must have a scorer.
+        limit: test examples to use; None for all.
+        batch_size: prompts per batch.
+
+    Returns:
+        Mean score in [0, 1].
+
+    Raises:
+        ValueError: the target has no scorer.
+    """
+    if target.score is None:
+        raise ValueError(f"target {target.name!r} has no scorer, so its accuracy is not defined")
+    examples = list(target.test)[:limit]
+    texts = generate(model, tokenizer, examples, target.max_new_tokens, batch_size)
+    return sum(target.score(text, example) for text, example in zip(texts, examples, strict=True)) / len(examples)

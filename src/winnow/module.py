@@ -1,0 +1,294 @@
+"""The LightningModule: score the pool, let the selector choose, make one weighted update. It names no method."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from winnow.budget import Budget
+from winnow.data.encode import take
+from winnow.losses import example_losses, response_tokens
+from winnow.scorer import Scorer, TargetNotFinite
+from winnow.selection import Selection
+from winnow.selectors import Selector
+from winnow.signals import Signals
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step saw and did, for the records; callbacks read it as ``module.last_step``.
+
+    Args:
+        step: pools seen before this one.
+        meta: ids, sources, hidden labels and texts of the pool.
+        signals: what the selector was given.
+        selection: what it chose and the update used.
+        losses: per-example losses as far as they are known, NaN elsewhere.
+        metrics: scalars of the step.
+    """
+
+    step: int
+    meta: dict[str, list[str]]
+    signals: Signals
+    selection: Selection
+    losses: Tensor
+    metrics: dict[str, float]
+
+
+class SelectionModule(lightning.LightningModule):
+    """Fine-tunes a causal language model on what a selector keeps of every pool.
+
+    ``on_train_batch_start`` scores the pool and selects; ``training_step`` makes one update with the
+    gradient (1/k) sum_i w_i g_i. Optimization is manual: clipping and the schedule happen here.
+
+    Args:
+        model: a Hugging Face causal language model, possibly with a LoRA adapter.
+        selector: chooses from :class:`winnow.signals.Signals`.
+        scorer: builds the :class:`winnow.scorer.Scorer` from model and optimizer.
+        optimizer: builds the optimizer from the trainable parameters.
+        scheduler: builds a learning-rate schedule from the optimizer; stepped once per update.
+        clip_norm: bound on the gradient norm; None for no clipping.
+        reduction: an example's loss is the ``mean`` or the ``sum`` of its response tokens' losses.
+        max_idle_steps: pools in a row that may lead to no update before the run is given up.
+        seed: of dropout and of selectors that draw at random, together with the step.
+
+    Raises:
+        ValueError: a bound is not positive.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        selector: Selector,
+        scorer: Callable[[nn.Module, torch.optim.Optimizer], Scorer],
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        clip_norm: float | None = None,
+        reduction: str = "mean",
+        max_idle_steps: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if clip_norm is not None and clip_norm <= 0:
+            raise ValueError(f"clip_norm must be > 0 or null, got {clip_norm}")
+        if max_idle_steps < 1:
+            raise ValueError(f"max_idle_steps must be at least 1, got {max_idle_steps}")
+        self.automatic_optimization = False
+        self.strict_loading = False  # a LoRA checkpoint does not hold the frozen base
+        self.model, self.selector = model, selector
+        self._build = (scorer, optimizer, scheduler)
+        self.clip_norm, self.reduction, self.seed = clip_norm, reduction, seed
+        self.max_idle_steps = max_idle_steps
+        self.budget = Budget()
+        self.idle = 0
+        self.last_step: StepRecord | None = None
+        self._scorer: Scorer | None = None
+        self._scorer_state: dict[str, Any] | None = None
+        self._scored: tuple[Signals, Selection] | None = None
+        self._val: dict[int, tuple[float, int]] = {}
+
+    def configure_optimizers(self) -> Any:
+        """Build optimizer and schedule over the parameters that require gradients."""
+        scorer, optimizer, scheduler = self._build
+        built = optimizer([parameter for parameter in self.model.parameters() if parameter.requires_grad])
+        self._scorer = scorer(self.model, built)
+        if self._scorer_state is not None:
+            self._scorer.load_state_dict(self._scorer_state)
+        return built if scheduler is None else ([built], [scheduler(built)])
+
+    def on_fit_start(self) -> None:
+        """Refuse what would be silently wrong.
+
+        Raises:
+            ValueError: fp16 with gradient scaling, or more than one process.
+        """
+        if str(self.trainer.precision) == "16-mixed":
+            raise ValueError(
+                "trainer.precision=16-mixed scales gradients, which manual optimization would clip and score "
+                "at the wrong size; use bf16-mixed, bf16-true or 32-true"
+            )
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                f"{self.trainer.world_size} processes: selection over a pool split among processes is not "
+                "implemented; use trainer.devices=1"
+            )
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Score the pool and select from it; the choice is kept for ``training_step``."""
+        self.budget.start()
+        with self.trainer.precision_plugin.train_step_context():  # Lightning calls this hook outside autocast
+            self._scored = self._choose(batch)
+        self.budget.selected()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """One update on the kept candidates, then the step's record."""
+        assert self._scored is not None
+        signals, selection = self._scored
+        self._scored = None
+        pool, step = batch["pool"], self.budget.steps
+        losses = torch.full((len(signals),), torch.nan)
+        if signals.losses is not None:
+            losses = signals.losses.detach().float().cpu()
+        loss, selection = self._update(pool, selection, losses)
+        self.idle = 0 if len(selection) else self.idle + 1
+        kept_tokens = signals.tokens[selection.index.to(signals.tokens.device)]
+        self.budget.step(
+            examples=len(signals),
+            tokens=int(signals.tokens.sum()),
+            kept=len(selection),
+            kept_tokens=int(kept_tokens.sum()),
+            target=len(batch["target"]["labels"]) if self.selector.needs.target else 0,
+            excluded=int((~signals.valid).sum()),
+            truncated=int(batch["truncated"].sum()),
+        )
+        metrics = {
+            "train/loss": loss,
+            "select/kept": float(len(selection)),
+            "select/effective_size": selection.effective_size,
+            "select/valid": float(signals.valid.sum()),
+            "optimizer/lr": float(self.optimizers().param_groups[0]["lr"]),
+            **{f"select/{name}": float(value) for name, value in selection.diagnostics.items()},
+            **self.budget.metrics(),
+        }
+        if self._scorer is not None and self._scorer.target_loss is not None:
+            metrics["target/loss"] = float(self._scorer.target_loss)
+        self.last_step = StepRecord(step, batch["meta"], signals, selection, losses, metrics)
+        self._log(metrics)
+        if self.trainer.datamodule is not None:
+            epoch, position = batch["key"]
+            self.trainer.datamodule.position = (epoch, position + 1)
+        if self.idle >= self.max_idle_steps:
+            raise RuntimeError(
+                f"{self.idle} pools in a row led to no update (the selector kept nothing, or every loss was "
+                "not finite); raise max_idle_steps, or look at selector.on_empty and at the data"
+            )
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch of target validation examples to that target's mean NLL."""
+        losses = example_losses(self.model, batch)
+        active = response_tokens(batch) > 0
+        total, count = self._val.get(dataloader_idx, (0.0, 0))
+        self._val[dataloader_idx] = (total + float(losses[active].double().sum()), count + int(active.sum()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the targets' NLL: their weighted mean, and each where there are several."""
+        datamodule = self.trainer.datamodule
+        targets = datamodule.corpus.targets if datamodule is not None else []
+        means = {at: total / max(count, 1) for at, (total, count) in self._val.items()}
+        self._val = {}
+        if not means:
+            return
+        weights = {at: targets[at].weight if at < len(targets) else 1.0 for at in means}
+        mean = sum(weights[at] * means[at] for at in means) / sum(weights.values())
+        self.log("target/val_nll", mean, prog_bar=True, batch_size=1)
+        if len(means) > 1:
+            self.log_dict({f"target/{targets[at].name}/val_nll": means[at] for at in means}, batch_size=1)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Parameters and buffers without the frozen parameters, which the run can load again."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in frozen}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what selection needs to go on exactly: counters, target gradient, selector state."""
+        checkpoint["winnow"] = {
+            "budget": self.budget.state_dict(),
+            "idle": self.idle,
+            "scorer": self._scorer.state_dict() if self._scorer is not None else {},
+            "selector": self.selector.state_dict() if hasattr(self.selector, "state_dict") else {},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the saved counters, target gradient and selector state."""
+        state = checkpoint["winnow"]
+        self.budget.load_state_dict(state["budget"])
+        self.idle = int(state["idle"])
+        self._scorer_state = state["scorer"]
+        if self._scorer is not None:
+            self._scorer.load_state_dict(state["scorer"])
+        if hasattr(self.selector, "load_state_dict"):
+            self.selector.load_state_dict(state["selector"])
+
+    def _choose(self, batch: dict[str, Any]) -> tuple[Signals, Selection]:
+        assert self._scorer is not None
+        needs = self.selector.needs
+        if needs.forward:
+            needs = replace(needs, losses=True)  # the forward gives them for nothing, and the ledger wants them
+        target = batch.get("target")
+        if needs.target and target is None:
+            raise ValueError(f"{type(self.selector).__name__} needs a target task, and data.corpus has none")
+        try:
+            signals = self._scorer(batch["pool"], target, needs, target["weight"] if needs.target else None)
+        except TargetNotFinite as error:
+            log.warning("pool %d: %s; no update (scoring.on_target_nan=skip)", self.budget.steps, error)
+            tokens = response_tokens(batch["pool"])
+            nothing = Selection(tokens.new_zeros(0), torch.zeros(0), {"target_not_finite": 1.0})
+            return Signals(valid=tokens > 0, tokens=tokens), nothing
+        selection = self.selector(signals, torch.Generator().manual_seed(self._step_seed(1)))
+        if self._scorer.target_reused:
+            log.warning("pool %d: target loss not finite; reusing the last target gradient", self.budget.steps)
+            selection = replace(selection, diagnostics={**selection.diagnostics, "target_reused": 1.0})
+        return signals, selection
+
+    def _update(self, pool: dict[str, Tensor], selection: Selection, losses: Tensor) -> tuple[float, Selection]:
+        """Weighted forward, backward and optimizer step; fills in the losses it learns of."""
+        optimizer = self.optimizers()
+        while len(selection):
+            index = selection.index.to(pool["labels"].device)
+            weight = selection.weight.to(pool["labels"].device)
+            with self._forked_rng():
+                kept = example_losses(self.model, take(pool, index), self.reduction)
+                finite = torch.isfinite(kept.detach())
+                if bool(finite.all()):
+                    loss = (kept * weight).sum() / len(selection)
+                    self.manual_backward(loss)
+            losses[selection.index.cpu()] = kept.detach().float().cpu()
+            if bool(finite.all()):
+                if self.clip_norm is not None:
+                    nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.clip_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule = self.lr_schedulers()
+                if schedule is not None:
+                    schedule.step()
+                return float(loss.detach()), selection
+            dropped = float((~finite).sum())
+            finite = finite.to(selection.index.device)
+            selection = Selection(
+                selection.index[finite], selection.weight[finite], {**selection.diagnostics, "not_finite": dropped}
+            )
+        return float("nan"), selection
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        self.log_dict({name: value for name, value in metrics.items() if value == value})
+        bar = {
+            "loss": metrics["train/loss"],
+            "kept": metrics["select/kept"],
+            "ess": metrics["select/effective_size"],
+            "tok/s": metrics["time/tokens_per_second"],
+            "selecting_s": metrics["time/selecting"],
+        }
+        if "target/loss" in metrics:
+            bar["target"] = metrics["target/loss"]
+        self.log_dict(bar, prog_bar=True, logger=False)
+
+    def _step_seed(self, purpose: int) -> int:
+        # Distinct streams per (seed, step, purpose) without touching a global generator.
+        return (self.seed * 1_000_003 + self.budget.steps * 2 + purpose) % (2**63 - 1)
+
+    @contextmanager
+    def _forked_rng(self) -> Iterator[None]:
+        """Dropout as a pure function of (seed, step), so that resume needs no generator state."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self._step_seed(0))
+            yield
