@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,4 +19,6 @@ def main(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
         config_dir: folder of the primary configuration.
         config_name: its name.
     """
+    # Hydra resolves a relative search path against the caller's folder; this one is the config's own.
+    os.environ["WINNOW_ROOT"] = str(config_dir.resolve().parent)
     hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name=config_name)(task)()
