@@ -108,7 +108,7 @@ def omp(
         picked.append(best)
         taken[best] = True
         small[count, : count + 1] = gram[best, picked]
-        small[: count + 1, count] = small[count, : count + 1]
+        small[: count + 1, count] = gram[best, picked]
         small[count, count] += shrink
         weight = torch.cat([weight, weight.new_zeros(1)])
         weight = minimise(small[: count + 1, : count + 1], alignment[picked], start=weight)

@@ -1,31 +1,33 @@
-"""Train on everything that arrives."""
+"""Every candidate: plain training on the whole pool."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
 from winnow.selection import Selection
+from winnow.selectors.base import candidates, keep
 from winnow.signals import Needs, Signals
 
 
+@dataclass
 class Full:
-    """Keeps every valid candidate with weight one: the upper bound in cost, not a budgeted method.
+    """Train on every candidate, uniformly: the upper bound in cost, not a budgeted method.
 
-    Needs: nothing; no candidate is scored.
-
-    Cost: no extra pass.
-
+    Needs: nothing; no target task.
+    Cost: no scoring; trains on the whole pool, data.pool_size / filter_size times the others' budget.
     Rule: S = C, w_i = 1.
-
-    Knobs: none.
-
+    Knobs:
+        none.
     Source: plain training.
-
     Departures: none.
     """
 
-    def __init__(self) -> None:
-        self.needs = Needs()
+    @property
+    def needs(self) -> Needs:
+        """Nothing."""
+        return Needs()
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Keep every valid candidate.
@@ -37,4 +39,4 @@ class Full:
         Returns:
             All valid candidates with weight one.
         """
-        return Selection.of(signals.valid.nonzero().squeeze(1))
+        return keep(signals, candidates(signals, 0))

@@ -1,0 +1,114 @@
+"""What a selector is, and the few steps all of them share."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from winnow.selection import Selection
+from winnow.signals import Needs, Signals
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """Turns the signals of one pool into a selection.
+
+    A selector is a small object without a model: it says what it needs, is given exactly that, and draws from
+    no random generator but the one it is given. One that keeps state across steps also has ``state_dict``
+    and ``load_state_dict`` (tensors and plain numbers only).
+    """
+
+    @property
+    def needs(self) -> Needs:
+        """What the scorer has to compute."""
+
+    def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
+        """Choose from one pool.
+
+        Args:
+            signals: what ``needs`` asked for.
+            generator: on the CPU; the only source of randomness.
+        """
+
+
+def check_filter_size(filter_size: int) -> None:
+    """Refuse a number of kept candidates that makes no sense.
+
+    Args:
+        filter_size: how many candidates to keep, k.
+
+    Raises:
+        ValueError: it is below one.
+    """
+    if filter_size < 1:
+        raise ValueError(f"filter_size must be at least 1 (selector.filter_size), got {filter_size}")
+
+
+def candidates(signals: Signals, filter_size: int, *scores: Float[Tensor, " pool"]) -> Int[Tensor, " usable"]:
+    """Positions that may be chosen: valid, and with finite scores.
+
+    Args:
+        signals: the pool's signals.
+        filter_size: how many candidates to keep.
+        scores: what the choice will be made by.
+
+    Returns:
+        Increasing positions, on the CPU. There may be fewer than ``filter_size`` of them.
+
+    Raises:
+        ValueError: more are to be kept than the pool has.
+    """
+    if filter_size > len(signals):
+        raise ValueError(
+            f"selector.filter_size={filter_size} is more than the pool's {len(signals)} candidates: "
+            f"lower selector.filter_size or raise data.pool_size to at least {filter_size}"
+        )
+    usable = signals.valid
+    for score in scores:
+        usable = usable & score.isfinite()
+    return usable.nonzero().squeeze(1).cpu()
+
+
+def given(value: Tensor | None, name: str) -> Tensor:
+    """A signal that was asked for, on the CPU in float64: choosing is small, exact work.
+
+    Args:
+        value: the signal.
+        name: its name in :class:`winnow.signals.Signals`.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        ValueError: it was not computed.
+    """
+    if value is None:
+        raise ValueError(f"the selector needs signals.{name}, which was not computed: score with its `needs`")
+    return value.detach().cpu().double()
+
+
+def keep(
+    signals: Signals,
+    index: Int[Tensor, " kept"],
+    weight: Float[Tensor, " kept"] | None = None,
+    **diagnostics: float,
+) -> Selection:
+    """A selection on the device of the pool.
+
+    Args:
+        signals: the pool's signals.
+        index: distinct positions, in any order.
+        weight: weight of each; ones when omitted.
+        diagnostics: scalars worth logging.
+
+    Returns:
+        The selection, weights in float32, or float64 where the signals are.
+    """
+    found = [signals.losses, signals.alignment, signals.gram, signals.norms]
+    double = any(value is not None and value.dtype == torch.float64 for value in found)
+    weight = torch.ones(len(index)) if weight is None else weight
+    weight = weight.to(signals.valid.device, torch.float64 if double else torch.float32)
+    return Selection.of(index.to(signals.valid.device), weight, diagnostics)
