@@ -1,0 +1,61 @@
+# Everything here sets up what it needs: a machine with Python 3.11-3.13, git and make is enough.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+# The first Python that runs and is new enough; a shim may be found and still fail.
+SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	"$$python" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$python"; break; }; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := outputs/demo
+DEMO_OPTIONS ?=
+RUNS ?= $(wildcard $(DEMO)/filter_weight $(DEMO)/random)
+TESTS ?=
+
+.PHONY: help setup demo test lint bench report clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(READY)  ## the environment in .venv, at the versions of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(SUITABLE)' >/dev/null 2>&1; then \
+		echo "winnow needs Python 3.11, 3.12 or 3.13, and found none that runs: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@if ! "$(PYTHON)" -c 'import ensurepip, venv' >/dev/null 2>&1 && ! [ -x $(BIN)/python ]; then \
+		echo "$(PYTHON) has no ensurepip, so it cannot make an environment." >&2; \
+		echo "On Debian and Ubuntu: apt install python3-venv. Or name another Python: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@[ -x $(BIN)/python ] && $(BIN)/python -c '$(SUITABLE)' >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(READY)  ## filter_weight and random on the same stream and budget, side by side (about three minutes)
+	@rm -rf $(DEMO)/filter_weight $(DEMO)/random
+	$(BIN)/python train.py experiment=demo hydra.run.dir=$(DEMO)/filter_weight $(DEMO_OPTIONS)
+	$(BIN)/python train.py experiment=demo baseline=random hydra.run.dir=$(DEMO)/random $(DEMO_OPTIONS)
+	$(BIN)/python -m winnow.report $(DEMO)/filter_weight $(DEMO)/random --out $(DEMO)/compare.png
+
+# One thread each: two tests side by side are faster than one with two threads at these sizes.
+test: $(READY)  ## the whole test suite; TESTS=tests/test_ledger.py for a part
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
+
+lint: $(READY)  ## ruff, its formatter, and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src
+
+bench: $(READY)  ## speed and memory against plain training
+	@if [ -d benchmarks ]; then $(BIN)/python -m benchmarks; else \
+		echo "there are no benchmarks in this tree yet" >&2; exit 1; fi
+
+report: $(READY)  ## table and plot of RUNS="outputs/a outputs/b" (default: the demo's)
+	@if [ -z "$(RUNS)" ]; then echo 'no runs to report: make demo first, or make report RUNS="outputs/a outputs/b"' >&2; exit 1; fi
+	$(BIN)/python -m winnow.report $(RUNS) --out outputs/compare.png
+
+clean:  ## remove the environment and the tools' caches; outputs/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
