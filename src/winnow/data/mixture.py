@@ -102,31 +102,49 @@ class Mixture:
         Returns:
             The example, with its hidden labels.
         """
-        rng = random.Random(f"{self.split}-{self.seed}-{index}")
-        spoil = rng.random()
-        kind = ""
-        for name in self.NOISE:
-            spoil -= self.noise.get(name, 0.0)
-            if spoil < 0:
-                kind = name
-                break
-        if kind == "duplicate" and index > 0:
-            original = index - rng.randint(1, min(index, LOOKBACK))
-            source = self._clean(original, random.Random(f"{self.split}-{self.seed}-{original}"))
-            return self._example(index, *source, kind)
-        name, draft = self._clean(index, rng)
+        rng, kind = self._fate(index)
+        if kind == "duplicate":
+            original = self._original(index, rng)
+            if original is not None:
+                return self._example(index, *self._clean(original), kind)
+            kind = ""
+        name, draft = self._clean(index)
         family = self.parts[name].family
         if kind == "wrong":
             draft = Draft(draft.prompt, family.wrong(draft, rng), draft.answer)
         elif kind == "shuffled":
-            other = draw(family, rng, self.split)
-            while other.answer == draft.answer:
-                other = draw(family, rng, self.split)
-            draft = Draft(draft.prompt, other.response, draft.answer)
-        return self._example(index, name, draft, kind if kind != "duplicate" else "")
+            draft = Draft(draft.prompt, self._other(name, draft, rng).response, draft.answer)
+        return self._example(index, name, draft, kind)
 
-    def _clean(self, index: int, rng: random.Random) -> tuple[str, Draft]:
-        # A generator of its own, so that a duplicate can draw its original again without the noise.
+    def _fate(self, index: int) -> tuple[random.Random, str]:
+        """The generator of a position, and how its example is spoilt."""
+        rng = random.Random(f"{self.split}-{self.seed}-{index}")
+        spoil = rng.random()
+        for name in self.NOISE:
+            spoil -= self.noise.get(name, 0.0)
+            if spoil < 0:
+                return rng, name
+        return rng, ""
+
+    def _original(self, index: int, rng: random.Random) -> int | None:
+        """Position of a clean example shortly before; None at the very beginning, where there may be none."""
+        for _ in range(LOOKBACK if index else 0):
+            original = index - rng.randint(1, min(index, LOOKBACK))
+            if not self._fate(original)[1]:
+                return original
+        return None
+
+    def _other(self, name: str, draft: Draft, rng: random.Random) -> Draft:
+        """Another task of the family, with another answer."""
+        for _ in range(ATTEMPTS):
+            other = draw(self.parts[name].family, rng, self.split)
+            if other.answer != draft.answer:
+                return other
+        raise ValueError(f"data.corpus.noise.shuffled: every answer of {name} seems to be {draft.answer!r}")
+
+    def _clean(self, index: int) -> tuple[str, Draft]:
+        """Family and task of a position, before any spoiling."""
+        # A generator of its own, so that a duplicate can draw its original again.
         own = random.Random(f"{self.split}-{self.seed}-{index}-draft")
         name = own.choices(self._names, self._weights)[0]
         return name, draw(self.parts[name].family, own, self.split)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from winnow.data.families.draft import Draft, conclude, replace_answer
+from winnow.data.families.draft import Draft, check_range, conclude, replace_answer
 
 NAMES = (
     "Anna",
@@ -25,6 +27,8 @@ NAMES = (
 )
 THINGS = ("apples", "books", "coins", "eggs", "pens", "cards", "stamps", "cakes", "balls", "shells", "nuts", "keys")
 
+STEP = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
+
 
 def wrong_number(draft: Draft, rng: random.Random) -> str:
     """The response with a final number that is off by 1 to 9.
@@ -36,9 +40,47 @@ def wrong_number(draft: Draft, rng: random.Random) -> str:
     Returns:
         The spoilt response.
     """
-    return replace_answer(
-        draft, abs(int(draft.answer) + rng.choice((-1, 1)) * rng.randint(1, 9)) + (draft.answer == "0")
-    )
+    return replace_answer(draft, other_number(int(draft.answer), rng))
+
+
+def other_number(number: int, rng: random.Random) -> int:
+    """A number >= 0 that is 1 to 9 away.
+
+    Args:
+        number: a whole number >= 0.
+        rng: source of randomness.
+
+    Returns:
+        The other number.
+    """
+    away = rng.randint(1, 9)
+    return number - away if away <= number and rng.random() < 0.5 else number + away
+
+
+def wrong_steps(draft: Draft, rng: random.Random) -> str:
+    """The response with a slip in one step, carried through the steps after it to the final answer.
+
+    Args:
+        draft: a task worked out in steps, each of which begins or ends with the running value.
+        rng: source of randomness.
+
+    Returns:
+        The spoilt response.
+    """
+    steps = STEP.findall(draft.response)
+    slip, seen, texts = rng.randrange(len(steps)), -1, []
+    for number, (left, sign, right, result) in enumerate(steps):
+        a, b, value = int(left), int(right), int(result)
+        if number == slip:
+            seen = other_number(value, rng)
+        elif number > slip:
+            # Where the running value stands on the right ("7 + 19"), the slip is carried there.
+            before = int(steps[number - 1][3])
+            a, b = (seen, b) if a == before else (a, seen)
+            seen = a + b if sign == "+" else a - b
+        texts.append(f"{a} {sign} {b} = {seen if number >= slip else value}.")
+    worked = " ".join(texts)
+    return wrong_number(draft, rng) if "-" in worked.replace(" - ", " ") else conclude(seen, worked)
 
 
 @dataclass(frozen=True)
@@ -52,6 +94,10 @@ class Facts:
 
     high: int = 50
     times: int = 10
+
+    def __post_init__(self) -> None:
+        check_range("Facts.high", 0, self.high)
+        check_range("Facts.times", 0, self.times)
 
     def __call__(self, rng: random.Random) -> Draft:
         """Draw a fact."""
@@ -81,9 +127,14 @@ class Chains:
         change: largest number added or subtracted.
     """
 
-    steps: tuple[int, int] = (2, 3)
+    steps: Sequence[int] = (2, 3)
     start: int = 20
     change: int = 9
+
+    def __post_init__(self) -> None:
+        check_range("Chains.steps", 1, *self.steps)
+        check_range("Chains.start", 1, self.start)
+        check_range("Chains.change", 1, self.change)
 
     def __call__(self, rng: random.Random) -> Draft:
         """Draw a chain."""
@@ -102,8 +153,8 @@ class Chains:
         return Draft(f"{' '.join(asked)} What is left?", conclude(value, " ".join(worked)), str(value))
 
     def wrong(self, draft: Draft, rng: random.Random) -> str:
-        """The right steps with a wrong result."""
-        return wrong_number(draft, rng)
+        """A slip in one step, carried to the result."""
+        return wrong_steps(draft, rng)
 
 
 @dataclass(frozen=True)
@@ -115,6 +166,9 @@ class WordProblems:
     """
 
     high: int = 30
+
+    def __post_init__(self) -> None:
+        check_range("WordProblems.high", 2, self.high)
 
     def __call__(self, rng: random.Random) -> Draft:
         """Draw a story."""
@@ -143,5 +197,5 @@ class WordProblems:
         return Draft(prompt, conclude(result, steps), str(result))
 
     def wrong(self, draft: Draft, rng: random.Random) -> str:
-        """The right steps with a wrong result."""
-        return wrong_number(draft, rng)
+        """A slip in one step, carried to the result."""
+        return wrong_steps(draft, rng)

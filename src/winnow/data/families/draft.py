@@ -28,7 +28,7 @@ class Draft:
 
 
 class Family(Protocol):
-    """A procedural task family: pure function of the generator it is given."""
+    """A procedural task family: a pure function of the generator it is given."""
 
     def __call__(self, rng: random.Random) -> Draft:
         """Draw a task."""
@@ -89,3 +89,20 @@ def replace_answer(draft: Draft, answer: object) -> str:
     """
     head, _, _ = draft.response.rpartition("The answer is ")
     return f"{head}The answer is {answer}."
+
+
+def check_range(name: str, lowest: int, *values: int) -> None:
+    """Check a family's parameter: one value, or the fewest and the most.
+
+    Args:
+        name: the parameter, for the message.
+        lowest: smallest value allowed.
+        values: what was given.
+
+    Raises:
+        ValueError: a value is below ``lowest``, or the fewest exceeds the most.
+    """
+    if len(values) not in (1, 2) or values[0] < lowest or values[-1] < values[0]:
+        given = values[0] if len(values) == 1 else list(values)
+        wanted = f"at least {lowest}" if len(values) == 1 else f"[fewest, most] with {lowest} <= fewest <= most"
+        raise ValueError(f"{name} must be {wanted}, got {given} (the family's node under data.corpus.mixture)")

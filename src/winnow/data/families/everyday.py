@@ -6,10 +6,16 @@ import random
 from dataclasses import dataclass
 
 from winnow.data.families.arithmetic import NAMES, wrong_number
-from winnow.data.families.draft import Draft, conclude, replace_answer
+from winnow.data.families.draft import Draft, check_range, conclude, replace_answer
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-MONTHS = ("January", "February", "March", "April", "May", "June") + (
+MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
     "July",
     "August",
     "September",
@@ -55,6 +61,9 @@ class Dates:
 
     days: int = 20
 
+    def __post_init__(self) -> None:
+        check_range("Dates.days", 1, self.days)
+
     def __call__(self, rng: random.Random) -> Draft:
         """Draw a date question."""
         if rng.random() < 0.6:
@@ -83,6 +92,9 @@ class Units:
 
     high: int = 20
 
+    def __post_init__(self) -> None:
+        check_range("Units.high", 2, self.high)
+
     def __call__(self, rng: random.Random) -> Draft:
         """Draw a conversion."""
         large, small, factor = rng.choice(UNITS)
@@ -109,6 +121,9 @@ class Logic:
     """
 
     depth: int = 3
+
+    def __post_init__(self) -> None:
+        check_range("Logic.depth", 1, self.depth)
 
     def __call__(self, rng: random.Random) -> Draft:
         """Draw a small piece of reasoning."""
@@ -144,4 +159,7 @@ class Logic:
         """Another name, number or truth value."""
         if draft.answer in ("True", "False"):
             return replace_answer(draft, draft.answer != "True")
-        return wrong_number(draft, rng) if draft.answer.isdigit() else wrong_choice(draft, rng, NAMES)
+        # One of the other names or numbers in the question: a wrong answer should look like a right one.
+        asked = draft.prompt.replace(".", " ").replace(",", " ").replace("?", " ").split()
+        others = {word for word in asked if (word.isdigit() if draft.answer.isdigit() else word in NAMES)}
+        return wrong_choice(draft, rng, tuple(sorted(others)))

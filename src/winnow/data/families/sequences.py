@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from winnow.data.families.draft import Draft, conclude, replace_answer
+from winnow.data.families.draft import Draft, check_range, conclude, replace_answer
 
-WORDS = (
+_WORDS = (
     "apple bread chair cloud dance earth field glass green heart house juice knife lemon light money month mouse music "
     "night ocean paper peace piano plant queen river salt sheep stone sugar table tiger tower train uncle voice water "
     "wheel world youth zebra bird boat cake door fish frog gold hand king lake lion moon nest rain ring road rose ship "
     "snow star tree wind wolf"
-).split()
+)
+WORDS = _WORDS.split()
+PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
 def wrong_text(draft: Draft, rng: random.Random) -> str:
-    """The response with its final answer's parts in another order, or with a part changed.
+    """The response with its final answer's parts in another order, or another answer of its kind.
 
     Args:
         draft: a task whose answer is text.
@@ -25,16 +28,15 @@ def wrong_text(draft: Draft, rng: random.Random) -> str:
     Returns:
         The spoilt response.
     """
-    separator = ", " if ", " in draft.answer else ""
-    parts = draft.answer.split(separator) if separator else list(draft.answer)
-    if draft.answer.isdigit():
-        return replace_answer(draft, int(draft.answer) + rng.randint(1, 3))
-    for _ in range(8):
-        rng.shuffle(parts)
-        spoilt = separator.join(parts)
-        if spoilt != draft.answer:
-            return replace_answer(draft, spoilt)
-    return replace_answer(draft, rng.choice([word for word in WORDS if word != draft.answer]))
+    answer = draft.answer
+    parts = answer.split(", ")
+    if answer.isdigit():
+        return replace_answer(draft, max(0, int(answer) + rng.choice((-1, 1, 2))) if answer != "0" else 1)
+    if len(set(parts)) > 1:
+        while ", ".join(parts) == answer:
+            rng.shuffle(parts)
+        return replace_answer(draft, ", ".join(parts))
+    return replace_answer(draft, rng.choice([word for word in WORDS if word != answer]))
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,12 @@ class Lists:
         length: fewest and most entries.
     """
 
-    length: tuple[int, int] = (3, 6)
+    length: Sequence[int] = (3, 6)
+
+    def __post_init__(self) -> None:
+        check_range("Lists.length", 2, *self.length)
+        if self.length[1] > len(PLACES):
+            raise ValueError(f"Lists.length goes up to {len(PLACES)}, got {list(self.length)}")
 
     def __call__(self, rng: random.Random) -> Draft:
         """Draw a list and a question about it."""
@@ -88,8 +95,7 @@ class Lists:
         listed, kind = ", ".join(items), rng.randrange(4)
         if kind == 0:
             at = rng.randrange(size)
-            place = ("first", "second", "third", "fourth", "fifth", "sixth")[at]
-            return Draft(f"What is the {place} item of this list: {listed}?", conclude(items[at]), items[at])
+            return Draft(f"What is the {PLACES[at]} item of this list: {listed}?", conclude(items[at]), items[at])
         if kind == 1:
             return Draft(f"How many items are in this list: {listed}?", conclude(size), str(size))
         if kind == 2:
@@ -113,8 +119,14 @@ class Sorting:
         high: largest number.
     """
 
-    length: tuple[int, int] = (3, 5)
+    length: Sequence[int] = (3, 5)
     high: int = 99
+
+    def __post_init__(self) -> None:
+        check_range("Sorting.length", 2, *self.length)
+        check_range("Sorting.high", self.length[1], self.high)
+        if self.length[1] > len(WORDS):
+            raise ValueError(f"Sorting.length goes up to {len(WORDS)}, got {list(self.length)}")
 
     def __call__(self, rng: random.Random) -> Draft:
         """Draw a list to sort."""
