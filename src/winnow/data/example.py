@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Example:
     answer: str | None = None
 
 
+@runtime_checkable
+@runtime_checkable
 class Stream(Protocol):
     """Candidates by position; a pure function of the position, so that resume is exact."""
 
