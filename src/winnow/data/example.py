@@ -32,7 +32,6 @@ class Example:
 
 
 @runtime_checkable
-@runtime_checkable
 class Stream(Protocol):
     """Candidates by position; a pure function of the position, so that resume is exact."""
 
