@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import build, double, ragged
-from reference import relative, slow_matrix
 from torch import Tensor, nn
 
+from tests.families import build, double, ragged
+from tests.reference import relative, slow_matrix
 from winnow.geometry import Diagonal, Identity, geometry_of
 from winnow.scorer import Scorer
 from winnow.signals import Needs

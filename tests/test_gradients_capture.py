@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import VOCAB, build, double, ragged
-from reference import diagonal, relative, slow_matrix, warmed_up
 from torch import Tensor, nn
 
+from tests.families import VOCAB, build, double, ragged
+from tests.reference import diagonal, relative, slow_matrix, warmed_up
 from winnow.gradients.verify import GradientMismatch
 from winnow.scorer import Scorer
 from winnow.signals import Needs

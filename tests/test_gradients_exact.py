@@ -3,9 +3,9 @@
 import itertools
 
 import pytest
-from families import FAMILIES, build, double, ragged
-from reference import diagonal, relative, slow_matrix, warmed_up
 
+from tests.families import FAMILIES, build, double, ragged
+from tests.reference import diagonal, relative, slow_matrix, warmed_up
 from winnow.scorer import Scorer
 from winnow.signals import Needs
 

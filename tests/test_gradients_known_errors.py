@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from families import build, double, ragged, rows
-from reference import diagonal, relative, slow_matrix, warmed_up
 from torch import Tensor, nn
 
+from tests.families import build, double, ragged, rows
+from tests.reference import diagonal, relative, slow_matrix, warmed_up
 from winnow.scorer import Scorer
 from winnow.signals import Needs, Signals
 

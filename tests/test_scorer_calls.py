@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import build, double, ragged, rows
-from reference import relative, slow_gradients, slow_matrix, warmed_up
 from torch import Tensor
 
+from tests.families import build, double, ragged, rows
+from tests.reference import relative, slow_gradients, slow_matrix, warmed_up
 from winnow.losses import example_losses
 from winnow.scorer import Scorer, TargetNotFinite
 from winnow.signals import Needs

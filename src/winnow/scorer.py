@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -11,15 +12,19 @@ from torch import Tensor, nn
 
 from winnow.geometry import Geometry, geometry_of
 from winnow.geometry.base import accumulation_dtype
-from winnow.gradients.capture import Capture
+from winnow.gradients.capture import Capture, CaptureError
 from winnow.gradients.factors import Factor
+from winnow.gradients.kept import KeptFactors
 from winnow.gradients.layers import choose_parameters
 from winnow.gradients.products import Products
-from winnow.gradients.quiet import quiet
+from winnow.gradients.quiet import has_dropout, quiet
 from winnow.gradients.target import TargetGradient
-from winnow.gradients.verify import verify_gradients
+from winnow.gradients.verify import GradientMismatch, verify_gradients
 from winnow.losses import IGNORE, Batch, example_losses, response_tokens
+from winnow.selection import Selection
 from winnow.signals import Needs, Signals
+
+log = logging.getLogger(__name__)
 
 VERIFIED_ROWS = 4
 
@@ -47,6 +52,10 @@ class Scorer:
         on_target_nan: ``skip`` raises ``TargetNotFinite`` when the target's loss or gradient is not
             finite; ``reuse`` takes the last good target gradient and raises only if there is none.
         verify: at the first backward, compare captured gradients with autograd's on a few candidates.
+        update: ``one_pass`` holds the pool's factors until ``assign_update`` turns the weights into the
+            update's gradient, for every trainable parameter; ``two_pass`` leaves the gradient to a second
+            forward and backward of the caller; ``auto`` is one pass where it gives the same gradient,
+            and logs once why it is not.
         reduction: ``mean`` | ``sum`` over an example's response tokens.
         chunk_elements: per-example gradients are formed at most this many numbers at a time.
 
@@ -67,24 +76,27 @@ class Scorer:
         on_target_nan: str = "skip",
         verify: bool = True,
         reduction: str = "mean",
+        update: str = "two_pass",
         chunk_elements: int = 2**23,
     ) -> None:
         if on_target_nan not in ("skip", "reuse"):
             raise ValueError(f"on_target_nan must be 'skip' or 'reuse' (scoring.on_target_nan), got {on_target_nan!r}")
+        if update not in ("one_pass", "two_pass", "auto"):
+            raise ValueError(f"update must be 'one_pass', 'two_pass' or 'auto' (scoring.update), got {update!r}")
         self.model = model
         self.geometry = geometry_of(optimizer, geometry, first_step)
         self.parameters = choose_parameters(model, layers)
         self.target = TargetGradient(target_ema, every, keep=on_target_nan == "reuse")
-        self.on_target_nan, self.reduction, self.chunk_elements = (
-            on_target_nan,
-            reduction,
-            chunk_elements,
-        )
+        self.on_target_nan, self.reduction, self.chunk_elements = on_target_nan, reduction, chunk_elements
+        self.update = update
         self.target_loss: Tensor | None = None
         """Weighted mean loss of the last target batch, detached; None if the last call ran none."""
         self.target_reused = False
         """Whether the last call took the stored target gradient because the new one was not finite."""
         self._unverified = verify
+        self._trainable = {name: held for name, held in model.named_parameters() if held.requires_grad}
+        self._kept: KeptFactors | None = None
+        self._refusal: str | None = None
 
     @property
     def target_due(self) -> bool:
@@ -115,15 +127,57 @@ class Scorer:
             ValueError: a target is due and not given, or has no response token.
         """
         tokens = response_tokens(pool)
-        self.target_loss, self.target_reused = None, False
+        self.target_loss, self.target_reused, self._kept = None, False, None
         if not needs.forward:
             return Signals(valid=tokens > 0, tokens=tokens)
+        if needs.backward:
+            self._kept = self._keep()
         with quiet(self.model):
             if needs.backward:
                 return self._backward(pool, target, needs, target_weight, tokens)
             with torch.no_grad():
                 losses = example_losses(self.model, pool, self.reduction)
         return Signals(valid=(tokens > 0) & losses.isfinite(), tokens=tokens, losses=losses)
+
+    @property
+    def holds_update(self) -> bool:
+        """Whether the last call kept what ``assign_update`` needs; if not, the update takes a second pass."""
+        return self._kept is not None
+
+    def weighted_gradients(self, selection: Selection) -> dict[str, Tensor]:
+        """The update's gradient (1/k) sum_i w_i g_i from the factors of the last call.
+
+        Args:
+            selection: valid candidates of that call's pool, and their weights.
+
+        Returns:
+            Gradients by name of every trainable parameter that the loss reached.
+
+        Raises:
+            RuntimeError: the last call kept no factors.
+        """
+        return self._held().weighted(selection)
+
+    def assign_update(self, selection: Selection, accumulate: bool = False) -> None:
+        """Write the update's gradient to every trainable parameter's ``.grad`` and let go of the factors.
+
+        Args:
+            selection: valid candidates of the last call's pool, and their weights.
+            accumulate: add to the gradients that are there, instead of replacing them.
+
+        Raises:
+            RuntimeError: the last call kept no factors, or they are used up.
+        """
+        self._held().assign(selection, accumulate)
+        self._kept = None
+
+    def _held(self) -> KeptFactors:
+        if self._kept is None:
+            raise RuntimeError(
+                f"no factors are held for a one-pass update ({self._refusal or 'scoring.update=' + self.update}); "
+                f"ask holds_update first, and make a second weighted pass if it is False"
+            )
+        return self._kept
 
     def _backward(
         self,
@@ -148,6 +202,12 @@ class Scorer:
                 raise
             due, self.target_reused = False, True
             losses, products = self._score(pool, None, None, needs, tokens > 0)
+        except CaptureError as error:
+            self.target.discard()
+            if self._kept is None or self.update != "auto":
+                raise
+            self._refuse(str(error))
+            return self._backward(pool, target, needs, target_weight, tokens)
         if due:
             self.target.commit()
         elif needs.target:
@@ -155,9 +215,7 @@ class Scorer:
         valid = (tokens > 0) & losses.isfinite() & _finite(products, len(tokens))
         if self._unverified and bool(valid.any()):
             rows = valid.nonzero().squeeze(1)[:VERIFIED_ROWS]
-            few = {key: pool[key][rows] for key in ("input_ids", "attention_mask", "labels")}
-            verify_gradients(self.model, self.parameters, few, self.reduction)
-            self._unverified = False
+            self._verify({key: pool[key][rows] for key in ("input_ids", "attention_mask", "labels")})
         gram, norms = products.gram, products.norms
         return Signals(
             valid=valid,
@@ -167,6 +225,33 @@ class Scorer:
             gram=None if gram is None else torch.where(valid[:, None] & valid, gram, 0),
             norms=None if norms is None else torch.where(valid, norms, 0),
         )
+
+    def _verify(self, few: Batch) -> None:
+        if self._kept is not None:
+            try:
+                verify_gradients(self.model, self._trainable, few, self.reduction)
+            except (GradientMismatch, CaptureError) as error:
+                if self.update != "auto":
+                    raise
+                self._refuse(str(error))
+        if self._kept is None:
+            verify_gradients(self.model, self.parameters, few, self.reduction)
+        self._unverified = False
+
+    def _refuse(self, reason: str) -> None:
+        self._kept, self._refusal = None, reason
+        log.warning("the update takes a second pass over the kept candidates (scoring.update=auto): %s", reason)
+
+    def _keep(self) -> KeptFactors | None:
+        if self.update == "two_pass" or self._refusal is not None:
+            return None
+        if has_dropout(self.model):
+            reason = "scoring is without dropout and training is not, so their gradients differ"
+            if self.update == "one_pass":
+                raise ValueError(f"scoring.update=one_pass is not possible: {reason}; use two_pass or auto")
+            self._refuse(reason)
+            return None
+        return KeptFactors(self._trainable)
 
     def _score(
         self,
@@ -184,6 +269,10 @@ class Scorer:
 
         def add(name: str, factor: Factor) -> None:
             nonlocal products
+            if self._kept is not None:
+                self._kept.add(name, factor.examples(slice(0, size)))
+            if name not in self.parameters:
+                return
             wide = accumulation_dtype(factor.dtype)
             if products is None:
                 products = Products(needs, size, factor.dtype, present.device, self.chunk_elements)
@@ -204,10 +293,8 @@ class Scorer:
                 tau = tau if momentum is None else tau - momentum.to(tau.dtype)
             products.add(candidates, preconditioner, tau)
 
-        with (
-            torch.enable_grad(),
-            Capture(self.model, self.parameters, total, length, add) as capture,
-        ):
+        wanted = self.parameters if self._kept is None else self._trainable
+        with torch.enable_grad(), Capture(self.model, wanted, total, length, add) as capture:
             losses = example_losses(self.model, batch, self.reduction)
             valid = losses.detach().isfinite()
             if weight is not None:
@@ -281,7 +368,8 @@ def _target_weight(target: Batch, weight: Tensor | None) -> Tensor:
         weight = torch.ones(len(present), device=present.device)
     if weight.shape != present.shape or not bool((weight >= 0).all()):
         raise ValueError(
-            f"target_weight must be one weight >= 0 for each of the {len(present)} target examples, got {weight.tolist()}"
+            f"target_weight must be one weight >= 0 for each of the {len(present)} target examples, "
+            f"got {weight.tolist()}"
         )
     weight = torch.where(present, weight, 0).double()
     if not bool(weight.sum() > 0):

@@ -52,7 +52,7 @@ class SGDGeometry(IdentityGeometry):
         self.state = OptimizerState(optimizer)
 
     def momentum(self, parameter: torch.nn.Parameter, name: str) -> Float[Tensor, "*shape"] | None:  # type: ignore[override]
-        """momentum * buffer; with Nesterov momentum squared * buffer.
+        """The momentum times the buffer; with Nesterov, momentum squared * buffer.
 
         Args:
             parameter: the parameter.

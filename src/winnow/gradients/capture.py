@@ -17,6 +17,10 @@ from winnow.gradients.rules import Call, rule_for
 OnGradient = Callable[[str, Factor], None]
 
 
+class CaptureError(ValueError):
+    """A module's per-example gradients cannot be told apart."""
+
+
 class Probe(torch.autograd.Function):
     """Identity that saves a module's inputs and, in backward, hands them over with the output gradient.
 
@@ -105,7 +109,7 @@ class Capture:
         self._counting = True
         self._inside_rule = False
 
-    def __enter__(self) -> Capture:  # noqa: PYI034  (beartype cannot check Self here)
+    def __enter__(self) -> Capture:
         """Switch the parameters off and put the hooks on."""
         self._flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         for parameter, _ in self._flags:
@@ -170,7 +174,7 @@ class Capture:
             if self._inside_rule or not torch.is_grad_enabled():
                 return None
             if not isinstance(output, Tensor):
-                raise TypeError(
+                raise CaptureError(
                     f"module {path!r} ({type(module).__name__}) returns {type(output).__name__}, not a tensor: its "
                     f"parameters have no per-example gradient here; leave it out with scoring.layers"
                 )
@@ -232,11 +236,11 @@ class Capture:
         flattened = tensor.shape[0] != self.size
         if flattened:
             if tensor.shape[0] != self.size * self.tokens:
-                raise ValueError(
-                    f"module {path!r} ({type(module).__name__}) works on a tensor of shape {tuple(tensor.shape)}, whose "
-                    f"first dimension is neither the {self.size} examples nor their {self.size * self.tokens} tokens: "
-                    f"rows cannot be told apart by example (routed experts, broadcast parameters); leave it out of "
-                    f"the geometry with scoring.layers"
+                raise CaptureError(
+                    f"module {path!r} ({type(module).__name__}) works on a tensor of shape {tuple(tensor.shape)}, "
+                    f"whose first dimension is neither the {self.size} examples nor their {self.size * self.tokens} "
+                    f"tokens: rows cannot be told apart by example (routed experts, broadcast parameters); leave it "
+                    f"out of the geometry with scoring.layers"
                 )
             tensor = tensor.unflatten(0, (self.size, self.tokens))
         if self.valid is not None:

@@ -49,6 +49,19 @@ def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager")
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a training pass of the model would be random.
+
+    Args:
+        model: a model, in training mode or not.
+
+    Returns:
+        True if any dropout would be active.
+    """
+    modules = [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+    return any(module.training and module.p > 0 for module in modules) or (model.training and functional_dropout(model))
+
+
 def functional_dropout(model: nn.Module) -> bool:
     """Whether the model's config switches on randomness that no ``nn.Dropout`` module shows.
 

@@ -96,7 +96,7 @@ def linear(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Fac
 
 
 def conv1d(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Factor]:
-    """transformers' ``Conv1D``, a linear map with its weight transposed: G_i = X_i^T D_i.
+    """Hugging Face's ``Conv1D``, a linear map with its weight transposed: G_i = X_i^T D_i.
 
     Args:
         module: the layer.
@@ -178,13 +178,8 @@ def generic(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Fa
     tensors = [call.args[key] if isinstance(key, int) else call.kwargs[key] for key in keys]
 
     def run(params: dict[str, Tensor], *row: Tensor) -> Tensor:
-        arguments = dict(
-            zip(
-                keys,
-                (x if key in call.flat else x[None] for key, x in zip(keys, row)),
-                strict=True,
-            )
-        )
+        # A flattened input has no dimension for the example; any other gets one of size one.
+        arguments = {key: x if key in call.flat else x[None] for key, x in zip(keys, row, strict=True)}
         args = [arguments.get(position, value) for position, value in enumerate(call.args)]
         kwargs = {key: arguments.get(key, value) for key, value in call.kwargs.items()}
         return torch.func.functional_call(module, params, tuple(args), kwargs)
