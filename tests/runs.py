@@ -56,7 +56,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def model(dropout: float = 0.0, seed: int = 0, **options: Any) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=len(tokenizer()),
+        vocab_size=len(tokenizer()) + 1,  # the last id is in no text, for tests to poison
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=2,

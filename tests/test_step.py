@@ -154,7 +154,7 @@ def test_schedule_and_clipping_are_applied():
 def test_loss_of_a_candidate_that_is_not_finite_is_left_out_and_counted():
     network = runs.model()
     data = runs.datamodule()
-    unused = len(runs.tokenizer()) - 1
+    unused = len(runs.tokenizer())
 
     class Poisoned(type(data.steps)):
         def __getitem__(self, key):
@@ -176,7 +176,7 @@ def test_loss_of_a_candidate_that_is_not_finite_is_left_out_and_counted():
 
 def test_target_that_is_not_finite_skips_the_update_or_reuses(caplog):
     network = runs.model()
-    unused = len(runs.tokenizer()) - 1
+    unused = len(runs.tokenizer())
     with torch.no_grad():
         network.model.embed_tokens.weight[unused] = torch.nan
 

@@ -138,6 +138,8 @@ class SelectionModule(lightning.LightningModule):
         losses = torch.full((len(signals),), torch.nan)
         if signals.losses is not None:
             losses = signals.losses.detach().float().cpu()
+        rate = float(self.optimizers().param_groups[0]["lr"])
+        chosen = len(selection)
         loss, selection = self._update(pool, selection, losses)
         self.idle = 0 if len(selection) else self.idle + 1
         kept_tokens = signals.tokens[selection.index.to(signals.tokens.device)]
@@ -147,7 +149,7 @@ class SelectionModule(lightning.LightningModule):
             kept=len(selection),
             kept_tokens=int(kept_tokens.sum()),
             target=len(batch["target"]["labels"]) if self.selector.needs.target else 0,
-            excluded=int((~signals.valid).sum()),
+            excluded=int((~signals.valid).sum()) + chosen - len(selection),
             truncated=int(batch["truncated"].sum()),
         )
         metrics = {
@@ -155,7 +157,7 @@ class SelectionModule(lightning.LightningModule):
             "select/kept": float(len(selection)),
             "select/effective_size": selection.effective_size,
             "select/valid": float(signals.valid.sum()),
-            "optimizer/lr": float(self.optimizers().param_groups[0]["lr"]),
+            "optimizer/lr": rate,
             **{f"select/{name}": float(value) for name, value in selection.diagnostics.items()},
             **self.budget.metrics(),
         }
@@ -261,11 +263,11 @@ class SelectionModule(lightning.LightningModule):
                 if schedule is not None:
                     schedule.step()
                 return float(loss.detach()), selection
-            dropped = float((~finite).sum())
-            finite = finite.to(selection.index.device)
-            selection = Selection(
-                selection.index[finite], selection.weight[finite], {**selection.diagnostics, "not_finite": dropped}
+            log.warning(
+                "pool %d: %d kept candidates without a finite loss left out", self.budget.steps, int((~finite).sum())
             )
+            finite = finite.to(selection.index.device)
+            selection = Selection(selection.index[finite], selection.weight[finite], selection.diagnostics)
         return float("nan"), selection
 
     def _log(self, metrics: dict[str, float]) -> None:

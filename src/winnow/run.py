@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -36,6 +37,7 @@ def run(cfg: DictConfig) -> float | None:
     Returns:
         The mean target test NLL after training, for Hydra's sweepers; None if it was not measured.
     """
+    hush()
     check_choices(cfg)
     folder = Path(cfg.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +82,13 @@ def check_choices(cfg: DictConfig) -> None:
             f"baseline={baseline} and selector={selector} contradict each other: give one of them "
             f"(selector={baseline} is what baseline={baseline} sets)"
         )
+
+
+def hush() -> None:
+    """Leave out what Lightning and torch say about themselves and the user can do nothing about."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    warnings.filterwarnings("ignore", message=r".*does not have many workers")
 
 
 def _run(cfg: DictConfig, folder: Path, opened: list[Any]) -> dict[str, Any]:

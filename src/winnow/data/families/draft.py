@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from winnow.data.example import Example
 
@@ -27,6 +27,7 @@ class Draft:
     answer: str
 
 
+@runtime_checkable
 class Family(Protocol):
     """A procedural task family: a pure function of the generator it is given."""
 
