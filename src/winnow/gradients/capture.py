@@ -181,9 +181,9 @@ class Capture:
             if self._counting:  # checkpointing calls the hook again when it recomputes
                 for name in names.values():
                     self._expected[name] += 1
-            slots: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+            slots: dict[int | str, Any] = dict(enumerate(args)) | kwargs
             places = [key for key, value in slots.items() if isinstance(value, Tensor)]
-            constants = {key: value for key, value in slots.items() if key not in places}
+            constants: dict[int | str, Any] = {key: value for key, value in slots.items() if key not in places}
             device = output.device.type
             autocast = (
                 torch.is_autocast_enabled(device),
@@ -194,7 +194,7 @@ class Capture:
                 call = self._call(
                     path,
                     module,
-                    constants | dict(zip(places, inputs, strict=True)),
+                    {**constants, **dict(zip(places, inputs, strict=True))},
                     grad,
                 )
                 self._inside_rule = True  # the generic rule calls the module again

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,7 +72,7 @@ def functional_dropout(model: nn.Module) -> bool:
     Returns:
         True if any dropout, drop or jitter rate of the config is positive.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     options = config.to_dict() if hasattr(config, "to_dict") else dict(config) if isinstance(config, dict) else {}
     return any(
         isinstance(value, float | int)

@@ -185,7 +185,7 @@ def generic(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Fa
         return torch.func.functional_call(module, params, tuple(args), kwargs)
 
     def one(grad: Tensor, *row: Tensor) -> dict[str, Tensor]:
-        output, pullback = torch.func.vjp(lambda params: run(params, *row), parameters)
+        output, pullback = torch.func.vjp(lambda params: run(params, *row), parameters)[:2]
         return pullback(grad.reshape(output.shape).to(output.dtype))[0]
 
     try:

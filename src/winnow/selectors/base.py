@@ -34,17 +34,23 @@ class Selector(Protocol):
         """
 
 
-def check_filter_size(filter_size: int) -> None:
+def check_filter_size(filter_size: int, pool_size: int | None = None) -> None:
     """Refuse a number of kept candidates that makes no sense.
 
     Args:
         filter_size: how many candidates to keep, k.
+        pool_size: candidates in a pool, if that is known.
 
     Raises:
-        ValueError: it is below one.
+        ValueError: it is no whole number, below one, or more than a pool has.
     """
-    if filter_size < 1:
-        raise ValueError(f"filter_size must be at least 1 (selector.filter_size), got {filter_size}")
+    if not isinstance(filter_size, int) or filter_size < 1:
+        raise ValueError(f"filter_size must be a whole number, at least 1 (selector.filter_size), got {filter_size!r}")
+    if pool_size is not None and filter_size > pool_size:
+        raise ValueError(
+            f"selector.filter_size={filter_size} is more than the pool's {pool_size} candidates: "
+            f"lower selector.filter_size or raise data.pool_size to at least {filter_size}"
+        )
 
 
 def candidates(signals: Signals, filter_size: int, *scores: Float[Tensor, " pool"]) -> Int[Tensor, " usable"]:
@@ -52,7 +58,7 @@ def candidates(signals: Signals, filter_size: int, *scores: Float[Tensor, " pool
 
     Args:
         signals: the pool's signals.
-        filter_size: how many candidates to keep.
+        filter_size: how many candidates to keep; 0 for no such number.
         scores: what the choice will be made by.
 
     Returns:
@@ -61,15 +67,31 @@ def candidates(signals: Signals, filter_size: int, *scores: Float[Tensor, " pool
     Raises:
         ValueError: more are to be kept than the pool has.
     """
-    if filter_size > len(signals):
-        raise ValueError(
-            f"selector.filter_size={filter_size} is more than the pool's {len(signals)} candidates: "
-            f"lower selector.filter_size or raise data.pool_size to at least {filter_size}"
-        )
+    if filter_size:
+        check_filter_size(filter_size, len(signals))
     usable = signals.valid
     for score in scores:
         usable = usable & score.isfinite()
     return usable.nonzero().squeeze(1).cpu()
+
+
+def coherent(gram: Float[Tensor, "pool pool"], usable: Int[Tensor, " usable"]) -> Int[Tensor, " left"]:
+    """Of some positions those whose inner products with one another are finite.
+
+    Args:
+        gram: K of the whole pool.
+        usable: positions.
+
+    Returns:
+        The positions left. One bad candidate spoils a column of K and must not take the others with it.
+    """
+    usable = usable[gram.diagonal()[usable].isfinite()]
+    while True:
+        bad = ~gram[usable][:, usable].isfinite()
+        if not bool(bad.any()):
+            return usable
+        worst = bad.sum(1).argmax()
+        usable = torch.cat([usable[:worst], usable[worst + 1 :]])
 
 
 def given(value: Tensor | None, name: str) -> Tensor:

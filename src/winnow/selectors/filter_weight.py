@@ -10,7 +10,7 @@ from torch import Tensor
 
 from winnow import filters, weights
 from winnow.selection import Selection
-from winnow.selectors.base import candidates, check_filter_size, given, keep
+from winnow.selectors.base import candidates, check_filter_size, coherent, given, keep
 from winnow.signals import Needs, Signals
 
 MATCHES = {"metric": (1, 1), "target": (0, 1), "update": (2, 1), "raw": (0, 0)}
@@ -101,7 +101,7 @@ class FilterWeight:
         if norms is not None:
             usable = usable[norms[usable].isfinite()]
         if gram is not None:
-            usable = usable[gram[usable][:, usable].isfinite().all(1)]
+            usable = coherent(gram, usable)
             gram = gram[usable][:, usable]
         alignment = alignment[usable]
         norms = None if norms is None else norms[usable]

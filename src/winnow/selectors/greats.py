@@ -11,7 +11,7 @@ from torch import Tensor
 
 from winnow.filters import top
 from winnow.selection import Selection
-from winnow.selectors.base import candidates, check_filter_size, given, keep
+from winnow.selectors.base import candidates, check_filter_size, coherent, given, keep
 from winnow.signals import Needs, Signals
 
 
@@ -59,7 +59,7 @@ class Greats:
         """
         alignment, gram = given(signals.alignment, "alignment"), given(signals.gram, "gram")
         usable = candidates(signals, self.filter_size, alignment.to(signals.valid.device))
-        usable = usable[gram[usable][:, usable].isfinite().all(1)]
+        usable = coherent(gram, usable)
         alignment, gram = alignment[usable], gram[usable][:, usable]
         step = float(self.lr or 0) if self.as_released else common_step(gram, alignment, self.filter_size)
         chosen = greedy(alignment, step * gram, self.filter_size)
