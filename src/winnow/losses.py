@@ -57,6 +57,21 @@ def positions(
     return (attention_mask.long().cumsum(1) - 1).clamp_min(0)
 
 
+def take(batch: Batch, index: Int[Tensor, " kept"]) -> dict[str, Tensor]:
+    """Rows of a batch, with the padding columns that no kept row needs cut off.
+
+    Args:
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, right-padded.
+        index: rows to take.
+
+    Returns:
+        The smaller batch.
+    """
+    rows = {name: batch[name][index] for name in ("input_ids", "attention_mask", "labels")}
+    length = int(rows["attention_mask"].sum(1).max()) if len(index) else 0
+    return {name: value[:, : max(length, 1)] for name, value in rows.items()}
+
+
 def forward_parameters(model: nn.Module) -> set[str]:
     """Names that the model's own forward accepts, seen through peft's and torch.compile's wrappers.
 

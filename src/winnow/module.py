@@ -5,43 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import lightning
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from winnow.budget import Budget
-from winnow.data.encode import take
 from winnow.losses import example_losses, response_tokens
+from winnow.record import StepRecord
 from winnow.scorer import Scorer, TargetNotFinite
 from winnow.selection import Selection
 from winnow.selectors import Selector
 from winnow.signals import Signals
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What one step saw and did, for the records; callbacks read it as ``module.last_step``.
-
-    Args:
-        step: pools seen before this one.
-        meta: ids, sources, hidden labels and texts of the pool.
-        signals: what the selector was given.
-        selection: what it chose and the update used.
-        losses: per-example losses as far as they are known, NaN elsewhere.
-        metrics: scalars of the step.
-    """
-
-    step: int
-    meta: dict[str, list[str]]
-    signals: Signals
-    selection: Selection
-    losses: Tensor
-    metrics: dict[str, float]
 
 
 class SelectionModule(lightning.LightningModule):
@@ -57,7 +37,6 @@ class SelectionModule(lightning.LightningModule):
         optimizer: builds the optimizer from the trainable parameters.
         scheduler: builds a learning-rate schedule from the optimizer; stepped once per update.
         clip_norm: bound on the gradient norm; None for no clipping.
-        reduction: an example's loss is the ``mean`` or the ``sum`` of its response tokens' losses.
         max_idle_steps: pools in a row that may lead to no update before the run is given up.
         seed: of dropout and of selectors that draw at random, together with the step.
 
@@ -73,7 +52,6 @@ class SelectionModule(lightning.LightningModule):
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
         clip_norm: float | None = None,
-        reduction: str = "mean",
         max_idle_steps: int = 100,
         seed: int = 0,
     ) -> None:
@@ -86,7 +64,7 @@ class SelectionModule(lightning.LightningModule):
         self.strict_loading = False  # a LoRA checkpoint does not hold the frozen base
         self.model, self.selector = model, selector
         self._build = (scorer, optimizer, scheduler)
-        self.clip_norm, self.reduction, self.seed = clip_norm, reduction, seed
+        self.clip_norm, self.seed = clip_norm, seed
         self.max_idle_steps = max_idle_steps
         self.budget = Budget()
         self.idle = 0
@@ -135,10 +113,10 @@ class SelectionModule(lightning.LightningModule):
         signals, selection = self._scored
         self._scored = None
         pool, step = batch["pool"], self.budget.steps
-        losses = torch.full((len(signals),), torch.nan)
+        losses = torch.full((len(signals),), torch.nan, dtype=torch.float32)
         if signals.losses is not None:
             losses = signals.losses.detach().float().cpu()
-        rate = float(self.optimizers().param_groups[0]["lr"])
+        rate = float(self._optimizer.param_groups[0]["lr"])
         chosen = len(selection)
         loss, selection = self._update(pool, selection, losses)
         self.idle = 0 if len(selection) else self.idle + 1
@@ -165,9 +143,9 @@ class SelectionModule(lightning.LightningModule):
             metrics["target/loss"] = float(self._scorer.target_loss)
         self.last_step = StepRecord(step, batch["meta"], signals, selection, losses, metrics)
         self._log(metrics)
-        if self.trainer.datamodule is not None:
+        if self._datamodule is not None:
             epoch, position = batch["key"]
-            self.trainer.datamodule.position = (epoch, position + 1)
+            self._datamodule.position = (epoch, position + 1)
         if self.idle >= self.max_idle_steps:
             raise RuntimeError(
                 f"{self.idle} pools in a row led to no update (the selector kept nothing, or every loss was "
@@ -183,8 +161,7 @@ class SelectionModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the targets' NLL: their weighted mean, and each where there are several."""
-        datamodule = self.trainer.datamodule
-        targets = datamodule.corpus.targets if datamodule is not None else []
+        targets = self._datamodule.corpus.targets if self._datamodule is not None else []
         means = {at: total / max(count, 1) for at, (total, count) in self._val.items()}
         self._val = {}
         if not means:
@@ -195,7 +172,7 @@ class SelectionModule(lightning.LightningModule):
         if len(means) > 1:
             self.log_dict({f"target/{targets[at].name}/val_nll": means[at] for at in means}, batch_size=1)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Parameters and buffers without the frozen parameters, which the run can load again."""
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in frozen}
@@ -229,7 +206,8 @@ class SelectionModule(lightning.LightningModule):
         if needs.target and target is None:
             raise ValueError(f"{type(self.selector).__name__} needs a target task, and data.corpus has none")
         try:
-            signals = self._scorer(batch["pool"], target, needs, target["weight"] if needs.target else None)
+            weight = None if target is None or not needs.target else target["weight"]
+            signals = self._scorer(batch["pool"], target, needs, weight)
         except TargetNotFinite as error:
             log.warning("pool %d: %s; no update (scoring.on_target_nan=skip)", self.budget.steps, error)
             tokens = response_tokens(batch["pool"])
@@ -242,46 +220,40 @@ class SelectionModule(lightning.LightningModule):
         return signals, selection
 
     def _update(self, pool: dict[str, Tensor], selection: Selection, losses: Tensor) -> tuple[float, Selection]:
-        """Weighted forward, backward and optimizer step; fills in the losses it learns of."""
-        optimizer = self.optimizers()
-        while len(selection):
-            index = selection.index.to(pool["labels"].device)
-            weight = selection.weight.to(pool["labels"].device)
-            with self._forked_rng():
-                kept = example_losses(self.model, take(pool, index), self.reduction)
-                finite = torch.isfinite(kept.detach())
-                if bool(finite.all()):
-                    loss = (kept * weight).sum() / len(selection)
-                    self.manual_backward(loss)
-            losses[selection.index.cpu()] = kept.detach().float().cpu()
-            if bool(finite.all()):
-                if self.clip_norm is not None:
-                    nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.clip_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule = self.lr_schedulers()
-                if schedule is not None:
-                    schedule.step()
-                return float(loss.detach()), selection
-            log.warning(
-                "pool %d: %d kept candidates without a finite loss left out", self.budget.steps, int((~finite).sum())
-            )
-            finite = finite.to(selection.index.device)
-            selection = Selection(selection.index[finite], selection.weight[finite], selection.diagnostics)
-        return float("nan"), selection
+        """One optimizer step on the weighted gradient; gives the loss, and what was really trained on.
+
+        Fills in the losses it learns of.
+        """
+        assert self._scorer is not None
+        with self._forked_rng():
+            selection, found = self._scorer.backward(pool, selection, self.manual_backward)
+        losses[found.isfinite()] = found[found.isfinite()]
+        if not len(selection):
+            return float("nan"), selection
+        optimizer = self._optimizer
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        norm = nn.utils.clip_grad_norm_(trained, float("inf") if self.clip_norm is None else self.clip_norm)
+        if not bool(norm.isfinite()):
+            log.warning("pool %d: the gradient of the update is not finite; no update", self.budget.steps)
+            optimizer.zero_grad()
+            return float("nan"), Selection(selection.index[:0], selection.weight[:0], {"update_not_finite": 1.0})
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule = cast(Any, self.lr_schedulers())
+        if schedule is not None:
+            schedule.step()
+        return float((losses[selection.index.cpu()] * selection.weight.cpu()).sum()) / len(selection), selection
+
+    @property
+    def _optimizer(self) -> LightningOptimizer:
+        return cast(LightningOptimizer, self.optimizers())
+
+    @property
+    def _datamodule(self) -> Any:
+        return getattr(self.trainer, "datamodule", None)
 
     def _log(self, metrics: dict[str, float]) -> None:
         self.log_dict({name: value for name, value in metrics.items() if value == value})
-        bar = {
-            "loss": metrics["train/loss"],
-            "kept": metrics["select/kept"],
-            "ess": metrics["select/effective_size"],
-            "tok/s": metrics["time/tokens_per_second"],
-            "selecting_s": metrics["time/selecting"],
-        }
-        if "target/loss" in metrics:
-            bar["target"] = metrics["target/loss"]
-        self.log_dict(bar, prog_bar=True, logger=False)
 
     def _step_seed(self, purpose: int) -> int:
         # Distinct streams per (seed, step, purpose) without touching a global generator.

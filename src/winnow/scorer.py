@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from winnow.gradients.verify import GradientMismatch, verify_gradients
 from winnow.losses import IGNORE, Batch, example_losses, response_tokens
 from winnow.selection import Selection
 from winnow.signals import Needs, Signals
+from winnow.update import weighted_backward
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +172,24 @@ class Scorer:
         """
         self._held().assign(selection, accumulate)
         self._kept = None
+
+    def backward(
+        self, pool: Batch, selection: Selection, backward: Callable[[Tensor], None] = torch.Tensor.backward
+    ) -> tuple[Selection, Float[Tensor, " pool"]]:
+        """Add the update's gradient to ``.grad``, from the factors of the last call or else by a second pass.
+
+        Args:
+            pool: the pool of the last call.
+            selection: valid candidates and their weights.
+            backward: what a second pass calls with its loss; Lightning's ``manual_backward``, for example.
+
+        Returns:
+            What was really trained on, and the losses a second pass saw: see :func:`winnow.weighted_backward`.
+        """
+        if not self.holds_update:
+            return weighted_backward(self.model, pool, selection, self.reduction, backward)
+        self.assign_update(selection, accumulate=True)
+        return selection, torch.full((len(pool["labels"]),), torch.nan, dtype=torch.float32)
 
     def _held(self) -> KeptFactors:
         if self._kept is None:

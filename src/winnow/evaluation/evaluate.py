@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from winnow.data.encode import collate, encode, pad_token_id
@@ -13,7 +14,7 @@ from winnow.evaluation.nll import answer_nll
 
 
 def evaluate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     targets: Sequence[Target],
     *,

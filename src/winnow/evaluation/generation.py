@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from winnow.data.encode import encode_prompt, pad_token_id
+from winnow.data.encode import encode_prompt, pad_token_id, stop_token_ids
 from winnow.data.example import Example, Target
 
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     max_new_tokens: int,
@@ -35,8 +37,8 @@ def generate(
     model.eval()
     device = next(model.parameters()).device
     pad = pad_token_id(tokenizer)
-    ends = {tokenizer.eos_token_id}
-    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ends: set[int | None] = {*stop_token_ids(tokenizer)}
+    configured = getattr(model.generation_config, "eos_token_id", None)
     ends |= set(configured) if isinstance(configured, list) else {configured}
     config = GenerationConfig(
         do_sample=False,
@@ -56,7 +58,7 @@ def generate(
             mask = torch.tensor(
                 [[0] * (length - len(prompts[at])) + [1] * len(prompts[at]) for at in places], device=device
             )
-            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            output = cast(Any, model).generate(input_ids=ids, attention_mask=mask, generation_config=config)
             decoded = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
             for at, text in zip(places, decoded, strict=True):
                 texts[at] = text
@@ -66,7 +68,7 @@ def generate(
 
 
 def accuracy(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     target: Target,
     limit: int | None = None,
