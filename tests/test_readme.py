@@ -1,0 +1,68 @@
+"""What the README prints works: its Python lines run as they stand, and its commands compose."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import runs
+from winnow.cli import check
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [" ".join(shlex.split(line, comments=True)) for line in lines if line.startswith("python train.py")]
+
+
+def batches(steps: int) -> list[tuple[dict, dict]]:
+    data = runs.datamodule().steps
+    return [(data[(0, step)]["pool"], data[(0, step)]["target"]) for step in range(steps)]
+
+
+def test_the_plain_loop_runs_and_is_what_the_suite_trains() -> None:
+    code = next(block for block in blocks("python") if "FilterWeight" in block)
+    model = runs.model()
+    start = copy.deepcopy(model)
+    space = {
+        "model": model,
+        "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-2),
+        "batches": batches(4),
+    }
+    exec(compile(code, "README.md", "exec"), space)
+    assert space["scorer"].update == "auto"
+    from winnow import FilterWeight
+
+    module = runs.fit(FilterWeight(filter_size=4), steps=4)
+    moved = 0.0
+    for name, parameter in model.state_dict().items():
+        torch.testing.assert_close(parameter, module.model.state_dict()[name], rtol=1e-3, atol=1e-4)
+        moved += float((parameter - start.state_dict()[name]).norm())
+    assert moved > 0.1
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_printed_command_composes(command: str) -> None:
+    words = shlex.split(command)[2:]
+    if words == ["--help"]:
+        pytest.skip("tested as a process")
+    assert check(words, ROOT / "conf", "train") == []
+
+
+def test_files_named_exist() -> None:
+    for path in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+    for module in re.findall(r"python -m (winnow[\w.]*)", README):
+        path = ROOT / "src" / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
