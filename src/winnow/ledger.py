@@ -7,7 +7,6 @@ python -m winnow.ledger outputs/filter_weight/<time> --json
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,25 +22,26 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from winnow.provenance import to_json
 from winnow.selection import Selection
 
-SCHEMA = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("group", pa.string()),
-        ("noise", pa.string()),
-        ("loss", pa.float32()),
-        ("alignment", pa.float32()),
-        ("kept", pa.bool_()),
-        ("weight", pa.float32()),
-    ]
-)
+SCHEMA = pa.schema([
+    ("step", pa.int64()),
+    ("id", pa.string()),
+    ("source", pa.string()),
+    ("group", pa.string()),
+    ("noise", pa.string()),
+    ("loss", pa.float32()),
+    ("alignment", pa.float32()),
+    ("kept", pa.bool_()),
+    ("weight", pa.float32()),
+])
 
 
 class Ledger:
     """Writes the ledger of a run, in parts that are each whole on disk, merged at the end.
+
+    The first part written replaces what an earlier run left in the folder, unless it was resumed from.
 
     Args:
         folder: the run's folder; parts are kept in ``ledger/``, the merged file is ``ledger.parquet``.
@@ -96,8 +96,10 @@ class Ledger:
     def flush(self) -> None:
         """Bring buffered rows to disk as one more part."""
         if self._buffer:
+            if not self._parts:
+                self._clear()
             table = pa.Table.from_batches(self._buffer, SCHEMA)
-            _write(table, self.folder / "ledger" / f"part-{self._parts:06d}.parquet")
+            _write(table, self._part())
             self._parts += 1
             self._buffer = []
 
@@ -108,12 +110,15 @@ class Ledger:
             run: its folder; may be the same one.
             step: the last step whose rows are kept.
         """
-        rows = read(run)
-        shutil.rmtree(self.folder / "ledger", ignore_errors=True)
-        (self.folder / "ledger.parquet").unlink(missing_ok=True)
-        self._buffer = rows.filter(pc.field("step") <= step).combine_chunks().to_batches()
-        self._parts = 0
-        self.flush()
+        rows = read(run).filter(pc.field("step") <= step).combine_chunks()
+        self._buffer, self._parts = [], 0
+        # Whole on disk before the old rows go: they may be the same folder's.
+        begun = self.folder / "ledger-resumed.parquet"
+        _write(rows, begun)
+        self._clear()
+        (self.folder / "ledger").mkdir(parents=True)
+        os.replace(begun, self._part())
+        self._parts = 1
 
     def close(self) -> None:
         """Merge all parts into ``ledger.parquet``; does nothing if there is nothing new."""
@@ -121,6 +126,13 @@ class Ledger:
         if (self.folder / "ledger").is_dir():
             _write(read(self.folder).combine_chunks(), self.folder / "ledger.parquet")
             shutil.rmtree(self.folder / "ledger")
+
+    def _part(self) -> Path:
+        return self.folder / "ledger" / f"part-{self._parts:06d}.parquet"
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.folder / "ledger", ignore_errors=True)
+        (self.folder / "ledger.parquet").unlink(missing_ok=True)
 
 
 def _numbers(values: Tensor) -> pa.Array:
@@ -155,7 +167,7 @@ def read(path: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(file, schema=SCHEMA) for file in files])
 
 
-def composition(path: Path, by: str | None = None) -> dict[str, dict[str, float]]:
+def composition(path: Path, by: str | None = None) -> dict[str, dict[str, int | float]]:
     """What was seen and kept.
 
     Args:
@@ -224,7 +236,10 @@ def print_ledger(figures: Mapping[str, Any], console: Console) -> None:
         cells = [figures[name][side] for side in ("kept", "rejected")]
         table.add_row(name, *("not computed" if cell != cell else f"{cell:.4g}" for cell in cells))
     console.print(table)
-    for title, rows in (("source", figures["by_source"]), ("hidden label", figures["by_label"])):
+    tables = {"source": figures["by_source"], "hidden label": figures["by_label"]}
+    if figures["by_label"] == figures["by_source"]:  # a stream without hidden labels
+        del tables["hidden label"]
+    for title, rows in tables.items():
         table = Table()
         for column in (title, "seen", "kept", "kept of seen", "share of weight"):
             table.add_column(column, justify="left" if column == title else "right")
@@ -253,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: command line, the process's own if omitted.
 
     Returns:
-        Exit code: 0, or 2 if there is no ledger.
+        Exit code: 0, or 2 if there is no ledger that can be read.
     """
     parser = argparse.ArgumentParser(
         prog="python -m winnow.ledger", description="What a run kept, and with what weight."
@@ -264,11 +279,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         figures = summarise(options.path, options.top)
-    except FileNotFoundError as error:
-        Console(stderr=True).print(str(error), style="red")
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        Console(stderr=True).print(f"{options.path}: {error}", style="red", highlight=False, markup=False)
         return 2
     if options.json:
-        print(json.dumps(figures, indent=2))
+        print(to_json(figures))
     else:
         print_ledger(figures, Console())
     return 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -15,6 +17,8 @@ from typing import Any
 import torch
 
 PACKAGES = ("winnow-select", "torch", "lightning", "transformers", "peft", "datasets", "hydra-core", "wandb", "numpy")
+ROOT = Path(__file__).parents[2]
+SOURCES = ("src", "conf", "sweeps", "train.py")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -22,12 +26,53 @@ def write_json(path: Path, content: Any) -> None:
 
     Args:
         path: the file.
-        content: plain containers.
+        content: plain containers; NaN, which JSON does not have, is written as null.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    temporary.write_text(to_json(content) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def to_json(content: Any) -> str:
+    """JSON that any reader takes.
+
+    Args:
+        content: plain containers; other things are written as their text.
+
+    Returns:
+        Indented JSON, with null for NaN and text for infinities.
+    """
+    return json.dumps(_strict(content), indent=2, default=str, allow_nan=False)
+
+
+def anonymous(content: Any) -> Any:
+    """Take out of texts what says whose machine they come from.
+
+    Paths below the working folder or the source tree become relative, a home folder becomes ``~``, and the
+    machine's name becomes ``<host>``.
+
+    Args:
+        content: a text, or plain containers of texts.
+
+    Returns:
+        The same with its texts changed.
+    """
+    if isinstance(content, dict):
+        return {name: anonymous(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [anonymous(value) for value in content]
+    if not isinstance(content, str):
+        return content
+    for folder, short in ((Path.cwd(), ""), (ROOT, ""), (Path.home(), "~")):
+        if len(folder.parts) > 1:  # not "/"
+            found = rf"(?<![\w.~/-]){re.escape(str(folder))}"
+            content = re.sub(rf"{found}/", f"{short}/" if short else "", content)
+            content = re.sub(rf"{found}(?![\w.-])", short or ".", content)
+    host = platform.node()
+    if len(host) > 3 and host != "localhost":
+        content = re.sub(rf"(?<![\w./=-]){re.escape(host)}(?![\w/=-])", "<host>", content)
+    return content
 
 
 def provenance() -> dict[str, Any]:
@@ -42,19 +87,35 @@ def provenance() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    root = Path(__file__).parents[2]
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
     return {
         "time": _now(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": anonymous([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "packages": versions,
-        "git": {"commit": _git(root, "rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)},
+        "git": code_state(ROOT),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }
+
+
+def code_state(root: Path) -> dict[str, Any]:
+    """Commit of the source tree, and whether it was changed since.
+
+    Args:
+        root: top folder of the source tree.
+
+    Returns:
+        ``commit`` and ``dirty``: a tracked file was changed, or there is a new one among the sources. Both are
+        None where ``root`` is no repository of its own, such as an installed package within somebody else's.
+    """
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
+        return {"commit": None, "dirty": None}
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    added = _git(root, "status", "--porcelain", "--", *SOURCES)
+    return {"commit": _git(root, "rev-parse", "HEAD"), "dirty": bool(changed or added)}
 
 
 class Status:
@@ -81,10 +142,21 @@ class Status:
             resume: a checkpoint it can go on from.
         """
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        self._end(state, error=f"{type(error).__name__}: {error}", ckpt_path=None if resume is None else str(resume))
+        text = anonymous(f"{type(error).__name__}: {error}")
+        self._end(state, error=text, ckpt_path=None if resume is None else anonymous(str(resume)))
 
     def _end(self, state: str, **more: Any) -> None:
         write_json(self.path, {**self.content, "state": state, "ended": _now(), **more})
+
+
+def _strict(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _strict(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_strict(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None if math.isnan(content) else str(content)
+    return content
 
 
 def _now() -> str:

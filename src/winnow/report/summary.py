@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from winnow.report.composition import labelled, ordered, shares
+
 
 def print_summary(summary: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
     """Print what a run achieved, what it kept and what it spent.
@@ -19,35 +21,85 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console | N
         console: where to print; a new one if omitted.
     """
     console = console or Console()
-    table = Table(title=f"{summary['name']}, seed {summary['seed']}", title_justify="left")
-    for column in ("target test split", "before", "after"):
-        table.add_column(column, justify="left" if column.startswith("target") else "right")
+    console.print(f"\n{summary['name']}, seed {summary['seed']}", highlight=False, markup=False)
+    table = _table("target, on its test split", "before", "after")
     for name, after in summary["after"].items():
         before = summary["before"].get(name)
-        show = (lambda v: f"{100 * v:.1f} %") if name.endswith("accuracy") else (lambda v: f"{v:.4f}")
-        label = name.replace("/nll", " answer NLL (nats/token)").replace("/accuracy", " exact match")
-        table.add_row(label, "-" if before is None else show(before), show(after))
+        show = percent if name.endswith("accuracy") else nats
+        label = name.replace("/nll", ": answer NLL, nats per token").replace("/accuracy", ": exact match")
+        table.add_row(label, show(before), show(after))
     console.print(table)
-
-    rows = summary.get("composition") or {}
-    if rows:
-        table = Table(title="what was kept", title_justify="left")
-        for column in ("group or noise", "seen", "kept", "share of kept"):
-            table.add_column(column, justify="left" if column.startswith("group") else "right")
-        kept_total = sum(counts["kept"] for counts in rows.values()) or 1
-        for name, counts in sorted(rows.items(), key=lambda item: -item[1]["kept"]):
-            table.add_row(name, str(counts["seen"]), str(counts["kept"]), f"{100 * counts['kept'] / kept_total:.1f} %")
-        console.print(table)
-
+    if summary.get("composition"):
+        console.print(_kept(summary["composition"]))
     budget = summary["budget"]
-    table = Table(title="budget", title_justify="left")
-    for column in ("", "examples", "tokens"):
-        table.add_column(column, justify="right")
+    table = _table("budget", "examples", "response tokens")
     table.add_row("seen", f"{budget['examples_seen']:,}", f"{budget['tokens_seen']:,}")
-    table.add_row("trained", f"{budget['examples_trained']:,}", f"{budget['tokens_trained']:,}")
+    table.add_row("trained on", f"{budget['examples_trained']:,}", f"{budget['tokens_trained']:,}")
     console.print(table)
-    console.print(
-        f"{summary['seconds']:.0f} s in all, {budget['seconds_selecting']:.0f} s of them selecting; records in {folder}",
-        soft_wrap=True,
-        highlight=False,
+    for name, what in (("examples_excluded", "could not be chosen"), ("examples_truncated", "were cut to max_length")):
+        if budget[name]:
+            console.print(f"{budget[name]:,} candidates {what}", highlight=False)
+    console.print(_seconds(summary), f"Records in {folder}", sep="\n", soft_wrap=True, highlight=False, markup=False)
+
+
+def percent(value: float | None) -> str:
+    """A share as text.
+
+    Args:
+        value: between 0 and 1; None or NaN if it was not measured.
+
+    Returns:
+        Percent with one decimal, or a dash.
+    """
+    return "-" if value is None or value != value else f"{100 * value:.1f} %"
+
+
+def nats(value: float | None) -> str:
+    """An NLL as text.
+
+    Args:
+        value: in nats per token; None or NaN if it was not measured.
+
+    Returns:
+        Four decimals, or a dash.
+    """
+    return "-" if value is None or value != value else f"{value:.4f}"
+
+
+def _kept(composition: Mapping[str, Mapping[str, Any]]) -> Table:
+    known = labelled(composition)
+    table = _table(
+        "clean by group, spoilt by noise" if known else "source", "of the stream", "of the kept", "of the weight"
     )
+    columns = [shares(composition, count) for count in ("seen", "kept", "weight")]
+    names = ordered(composition)
+    for at, name in enumerate(names):
+        spoilt = known and name in {"wrong", "shuffled", "duplicate"}
+        following = names[at + 1] if at + 1 < len(names) else ""
+        table.add_row(
+            f"spoilt: {name}" if spoilt else f"clean: {name}" if known else name,
+            *(percent(column[name]) for column in columns),
+            end_section=known and not spoilt and following in {"wrong", "shuffled", "duplicate"},
+        )
+    return table
+
+
+def _seconds(summary: Mapping[str, Any]) -> str:
+    budget = summary["budget"]
+    share = budget["seconds_selecting"] / budget["seconds"] if budget["seconds"] else 0.0
+    text = (
+        f"{budget['seconds']:.0f} s in {budget['steps']} steps, {budget['seconds_selecting']:.0f} s "
+        f"({100 * share:.0f} %) of them scoring and selecting"
+    )
+    # A resumed run's steps may have taken longer than its own process did.
+    if summary["seconds"] > budget["seconds"]:
+        text += f"; {summary['seconds']:.0f} s with start, validation and evaluation"
+    return text
+
+
+def _table(first: str, *numbers: str) -> Table:
+    table = Table()
+    table.add_column(first)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table

@@ -1,0 +1,238 @@
+"""Runs side by side: methods over seeds, paired differences to a control, and whether it is a fair comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from winnow.report.load import Run
+
+LEVEL = 0.95
+# What runs may differ in and still be the same experiment but for the selector.
+FREE = ("selector", "name", "out", "logger", "seed", "tags", "callbacks", "export", "ckpt_path")
+FREE_TRAINER = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method minus the control in one figure, paired by seed.
+
+    Args:
+        method: label of the method.
+        figure: ``nll`` or ``accuracy`` (means over targets), or ``<target>/nll`` and the like.
+        seeds: seeds that both have.
+        mean: mean difference.
+        low: lower end of the 95 % interval (Student's t); None with fewer than two seeds.
+        high: upper end.
+    """
+
+    method: str
+    figure: str
+    seeds: tuple[int, ...]
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the report shows.
+
+    Args:
+        runs: all runs with the label of their method, unfinished ones included, methods in order of appearance.
+        control: label of the control; None if there is none.
+        differences: to the control, of finished runs.
+        warnings: why figures may not be comparable.
+    """
+
+    runs: tuple[tuple[str, Run], ...]
+    control: str | None
+    differences: tuple[Difference, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def methods(self) -> dict[str, list[Run]]:
+        """Finished runs by method."""
+        grouped: dict[str, list[Run]] = {}
+        for label, run in self.runs:
+            if run.finished:
+                grouped.setdefault(label, []).append(run)
+        return grouped
+
+
+def compare(runs: Sequence[Run], control: str | None = None) -> Comparison:
+    """Put runs side by side.
+
+    Args:
+        runs: finished or not; only finished ones enter means and differences.
+        control: label of the method that others are compared to; ``random`` if it is among them.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: no such control, or two runs of one method with the same seed.
+    """
+    labels = label(runs)
+    done = [(name, run) for name, run in zip(labels, runs, strict=True) if run.finished]
+    for at, (name, run) in enumerate(done):
+        for other, earlier in done[:at]:
+            if (name, run.seed) == (other, earlier.seed):
+                raise ValueError(
+                    f"{earlier.folder} and {run.folder} are both {name} with seed {run.seed}: give one of them"
+                )
+    names = list(dict.fromkeys(name for name, _ in done))
+    if control is None:
+        control = "random" if "random" in names else None
+    elif control not in names:
+        raise ValueError(f"--control {control}: no finished run of that method; there are {', '.join(names) or 'none'}")
+    ranked = list(dict.fromkeys(labels))
+    pairs = sorted(zip(labels, runs, strict=True), key=lambda pair: (ranked.index(pair[0]), pair[1].seed))
+    finished = [run for _, run in done]
+    differences = tuple(_differences(done, control)) if control else ()
+    return Comparison(tuple(pairs), control, differences, (*unfinished(runs), *protocol(finished)))
+
+
+def label(runs: Sequence[Run]) -> list[str]:
+    """A label for the method of each run: its name, and what tells its selector from others of that name.
+
+    Args:
+        runs: the runs.
+
+    Returns:
+        Labels such as ``filter_weight`` or, where several are compared, ``filter_weight filter_size=8``.
+    """
+    flat = [dict(_flat(run.config.get("selector") or {})) for run in runs]
+    labels = []
+    for run, settings in zip(runs, flat, strict=True):
+        same = [other for other, sibling in zip(flat, runs, strict=True) if sibling.name == run.name]
+        keys = sorted({key for other in same for key in other})
+        differing = [key for key in keys if len({repr(other.get(key)) for other in same}) > 1]
+        labels.append(" ".join([run.name, *(f"{key}={settings.get(key)}" for key in differing)]))
+    return labels
+
+
+def figures(run: Run, when: str) -> dict[str, float]:
+    """The test figures of a run.
+
+    Args:
+        run: a finished run.
+        when: ``before`` or ``after`` training.
+
+    Returns:
+        ``nll`` and ``accuracy``, means over the targets, and each target's own where there are several.
+    """
+    values = {name: float(value) for name, value in run.summary.get(when, {}).items() if value is not None}
+    found: dict[str, float] = {}
+    for kind in ("nll", "accuracy"):
+        own = {name: value for name, value in values.items() if name.endswith(f"/{kind}")}
+        if own:
+            found[kind] = float(np.mean(list(own.values())))
+        if len(own) > 1:
+            found.update(own)
+    return found
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of a mean by Student's t.
+
+    Args:
+        differences: one per seed.
+
+    Returns:
+        Its ends; None for fewer than two.
+    """
+    count = len(differences)
+    if count < 2:
+        return None
+    mean, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * spread / math.sqrt(count)
+    return mean - reach, mean + reach
+
+
+def unfinished(runs: Sequence[Run]) -> list[str]:
+    """Name the runs whose figures do not count.
+
+    Args:
+        runs: all runs.
+
+    Returns:
+        One message per run that did not finish.
+    """
+    return [
+        f"{run.folder} did not finish (state: {run.state}{f', {run.error}' if run.error else ''}); it is left out of "
+        "means, differences and the plot"
+        for run in runs
+        if not run.finished
+    ]
+
+
+def protocol(runs: Sequence[Run]) -> list[str]:
+    """Whether runs differ in anything but the selector.
+
+    Args:
+        runs: finished runs.
+
+    Returns:
+        One message per kind of difference: configuration, budget, code and versions.
+    """
+    if len(runs) < 2:
+        return []
+    messages = []
+    configs = [dict(_comparable(run)) for run in runs]
+    for key in sorted({key for config in configs for key in config}):
+        values = list(dict.fromkeys(repr(config.get(key)) for config in configs))
+        if len(values) > 1:
+            messages.append(f"not the same protocol: {key} is {' or '.join(values)}")
+    budgets = [int(run.summary["budget"]["examples_trained"]) for run in runs]
+    if len(set(budgets)) > 1:
+        messages.append(
+            f"not the same budget: from {min(budgets):,} to {max(budgets):,} examples trained on "
+            f"({100 * (max(budgets) / max(min(budgets), 1) - 1):.1f} % more)"
+        )
+    origins: dict[str, set[Any]] = {
+        "commit": {(run.provenance.get("git") or {}).get("commit") for run in runs},
+        "torch": {(run.provenance.get("packages") or {}).get("torch") for run in runs},
+        "gpu": {run.provenance.get("gpu") for run in runs},
+    }
+    for name, found in origins.items():
+        if len(found) > 1:
+            messages.append(f"not made by the same {name}: {' or '.join(sorted(map(str, found)))}")
+    if any((run.provenance.get("git") or {}).get("dirty") for run in runs):
+        messages.append("made with uncommitted changes to the code (provenance.json: git.dirty)")
+    return messages
+
+
+def _differences(done: Sequence[tuple[str, Run]], control: str) -> Iterator[Difference]:
+    reference = {run.seed: figures(run, "after") for name, run in done if name == control}
+    for method in dict.fromkeys(name for name, _ in done if name != control):
+        own = {run.seed: figures(run, "after") for name, run in done if name == method}
+        for figure in dict.fromkeys(key for values in own.values() for key in values):
+            seeds = tuple(s for s in sorted(own) if figure in own[s] and figure in reference.get(s, {}))
+            if seeds:
+                gaps = [own[seed][figure] - reference[seed][figure] for seed in seeds]
+                low, high = interval(gaps) or (None, None)
+                yield Difference(method, figure, seeds, float(np.mean(gaps)), low, high)
+
+
+def _comparable(run: Run) -> Iterator[tuple[str, Any]]:
+    for key, value in _flat(run.config):
+        parts = key.split(".")
+        if parts[0] in FREE or (parts[0] == "trainer" and parts[1:2] and parts[1] in FREE_TRAINER):
+            continue
+        if parts[-1] == "seed" and value == run.seed:  # data and model drawn from the run's own seed
+            continue
+        yield key, value
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        for name, child in node.items():
+            yield from _flat(child, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, node

@@ -1,0 +1,47 @@
+"""What kept examples were made of, in one order everywhere: near to far from the target, then what was spoilt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+ORDER = ("in", "near", "far", "wrong", "shuffled", "duplicate")
+Composition = Mapping[str, Mapping[str, Any]]
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Names of labels or sources, the known labels first and in their order, the others by name.
+
+    Args:
+        names: hidden labels (the noise of a spoilt example, the group of a clean one), or sources.
+
+    Returns:
+        Each name once.
+    """
+    return sorted(set(names), key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+
+def shares(composition: Composition, count: str) -> dict[str, float]:
+    """Shares that sum to one.
+
+    Args:
+        composition: as :func:`winnow.ledger.composition` gives it.
+        count: ``seen``, ``kept`` or ``weight``.
+
+    Returns:
+        The share of each label; zeros where nothing was counted.
+    """
+    total = sum(float(row[count]) for row in composition.values())
+    return {name: float(composition[name][count]) / total if total else 0.0 for name in ordered(composition)}
+
+
+def labelled(names: Iterable[str]) -> bool:
+    """Whether a composition is by hidden label (else by source).
+
+    Args:
+        names: of its rows.
+
+    Returns:
+        True if one of the known labels is among them.
+    """
+    return any(name in ORDER for name in names)

@@ -1,0 +1,111 @@
+"""Reads a run's folder back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from winnow.ledger import composition
+
+CURVE = {"budget/examples_trained": "examples", "target/val_nll": "nll"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as its folder tells it.
+
+    Args:
+        folder: where it is.
+        name: of the method: the run's ``name``, which is the selector's unless it was set.
+        seed: its seed.
+        state: ``finished``, ``failed``, ``interrupted`` or ``running`` (also of a run that was killed).
+        config: the configuration as resolved.
+        provenance: versions, commit and machine.
+        summary: of a finished run; empty for another.
+        curve: target val NLL (``nll``, nats per token) against ``examples`` trained on, by ``step``.
+        composition: what was seen and kept, by hidden label or source; empty without a ledger.
+        error: what broke it off, if it says so.
+    """
+
+    folder: Path
+    name: str
+    seed: int
+    state: str
+    config: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    curve: pd.DataFrame
+    composition: Mapping[str, Mapping[str, Any]]
+    error: str = field(default="")
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end, so that its figures may be compared."""
+        return self.state == "finished"
+
+
+def load(folder: Path) -> Run:
+    """Read a run.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        The run, finished or not.
+
+    Raises:
+        FileNotFoundError: it is not a run's folder, or a finished run lacks its summary.
+        ValueError: one of its files is not what a run writes.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "status.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is not a run's folder: it has no {name}")
+    config, status = _json(folder / "config.json"), _json(folder / "status.json")
+    state = str(status.get("state", "unknown"))
+    if state == "finished" and not (folder / "summary.json").is_file():
+        raise FileNotFoundError(f"{folder} says it finished, but has no summary.json")
+    return Run(
+        folder=folder,
+        name=str(config.get("name", folder.name)),
+        seed=int(config.get("seed", 0)),
+        state=state,
+        config=config,
+        provenance=_json(folder / "provenance.json") if (folder / "provenance.json").is_file() else {},
+        summary=_json(folder / "summary.json") if state == "finished" else {},
+        curve=_curve(folder / "metrics.csv"),
+        composition=_composition(folder),
+        error=str(status.get("error", "")),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, not an object")
+    return content
+
+
+def _curve(path: Path) -> pd.DataFrame:
+    empty = pd.DataFrame({"step": [], "examples": [], "nll": []}, dtype=float)
+    if not path.is_file():
+        return empty
+    rows = pd.read_csv(path)
+    if not {"step", *CURVE} <= set(rows.columns):
+        return empty
+    return rows[["step", *CURVE]].rename(columns=CURVE).dropna().reset_index(drop=True)
+
+
+def _composition(folder: Path) -> dict[str, dict[str, int | float]]:
+    try:
+        return composition(folder)
+    except FileNotFoundError:
+        return {}

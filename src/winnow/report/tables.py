@@ -1,0 +1,173 @@
+"""A comparison as tables in the terminal, and as plain containers for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from winnow.report.compare import Comparison, figures
+from winnow.report.composition import labelled, ordered, shares
+from winnow.report.load import Run
+from winnow.report.summary import nats, percent
+
+MOST_WARNINGS = 12
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Print runs, differences to the control, compositions and warnings.
+
+    Args:
+        comparison: what to print.
+        console: where to.
+    """
+    console.print(_runs(comparison))
+    if comparison.differences:
+        console.print(_differences(comparison))
+    composition = _compositions(comparison)
+    if composition is not None:
+        console.print(composition)
+    for warning in comparison.warnings[:MOST_WARNINGS]:
+        console.print(f"! {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if len(comparison.warnings) > MOST_WARNINGS:
+        console.print(f"! and {len(comparison.warnings) - MOST_WARNINGS} more", style="yellow", highlight=False)
+
+
+def as_dict(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as plain containers.
+
+    Args:
+        comparison: what to give.
+
+    Returns:
+        ``runs``, ``control``, ``differences`` and ``warnings``.
+    """
+    return {
+        "runs": [_run(name, run) for name, run in comparison.runs],
+        "control": comparison.control,
+        "differences": [asdict(difference) for difference in comparison.differences],
+        "warnings": list(comparison.warnings),
+    }
+
+
+def _run(name: str, run: Run) -> dict[str, Any]:
+    return {
+        "folder": str(run.folder),
+        "method": name,
+        "seed": run.seed,
+        "state": run.state,
+        "before": figures(run, "before"),
+        "after": figures(run, "after"),
+        "budget": run.summary.get("budget"),
+        "seconds": run.summary.get("seconds"),
+        "composition": run.composition,
+    }
+
+
+def _runs(comparison: Comparison) -> Table:
+    accuracy = any("accuracy" in figures(run, "after") for _, run in comparison.runs)
+    table = Table(title="target, on its test split", title_justify="left")
+    table.add_column("method")
+    columns = ["seed", "answer NLL\n(nats/token)", *(["exact match"] if accuracy else [])]
+    for column in [*columns, "examples\ntrained/seen", "tokens\ntrained/seen", "s in steps", "s selecting"]:
+        table.add_column(column, justify="right")
+    previous = None
+    for name, run in comparison.runs:
+        if previous not in {None, name}:
+            table.add_section()
+        shown, previous = name if name != previous else "", name
+        if not run.finished:
+            table.add_row(shown, str(run.seed), f"not finished: {run.state}", style="yellow")
+            continue
+        before, after, budget = figures(run, "before"), figures(run, "after"), run.summary["budget"]
+        cells = [f"{nats(before.get('nll'))} → {nats(after.get('nll'))}"]
+        if accuracy:
+            cells.append(f"{percent(before.get('accuracy'))} → {percent(after.get('accuracy'))}")
+        table.add_row(
+            shown,
+            str(run.seed),
+            *cells,
+            f"{budget['examples_trained']:,} / {budget['examples_seen']:,}",
+            f"{budget['tokens_trained']:,} / {budget['tokens_seen']:,}",
+            f"{budget['seconds']:.0f}",
+            f"{budget['seconds_selecting']:.0f}",
+        )
+        if len(comparison.methods[name]) > 1 and run is comparison.methods[name][-1]:
+            table.add_row(*_mean(comparison.methods[name], accuracy), style="bold")
+    return table
+
+
+def _mean(runs: Sequence[Run], accuracy: bool) -> list[str]:
+    def mean(when: str, figure: str) -> float | None:
+        values = [figures(run, when).get(figure) for run in runs]
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if len(known) == len(runs) else None
+
+    cells = ["", "mean", f"{nats(mean('before', 'nll'))} → {nats(mean('after', 'nll'))}"]
+    if accuracy:
+        cells.append(f"{percent(mean('before', 'accuracy'))} → {percent(mean('after', 'accuracy'))}")
+    totals = [run.summary["budget"] for run in runs]
+
+    def spent(name: str) -> str:
+        return f"{sum(budget[name] for budget in totals) / len(totals):,.0f}"
+
+    return [
+        *cells,
+        f"{spent('examples_trained')} / {spent('examples_seen')}",
+        f"{spent('tokens_trained')} / {spent('tokens_seen')}",
+        spent("seconds"),
+        spent("seconds_selecting"),
+    ]
+
+
+def _differences(comparison: Comparison) -> Table:
+    table = Table(
+        title=f"after training, minus {comparison.control} with the same seed (95 % interval over seeds)",
+        title_justify="left",
+    )
+    table.add_column("method")
+    for column in ("figure", "seeds", "difference", "95 % interval"):
+        table.add_column(column, justify="left" if column == "figure" else "right")
+    previous = None
+    for difference in comparison.differences:
+        share = difference.figure.endswith("accuracy")
+        show = (lambda v: f"{100 * v:+.1f} points") if share else (lambda v: f"{v:+.4f}")
+        low, high = difference.low, difference.high
+        label = difference.figure.replace("accuracy", "exact match").replace("nll", "answer NLL")
+        table.add_row(
+            difference.method if difference.method != previous else "",
+            label,
+            str(len(difference.seeds)),
+            show(difference.mean),
+            "needs two seeds" if low is None or high is None else f"{show(low)} to {show(high)}",
+        )
+        previous = difference.method
+    return table
+
+
+def _compositions(comparison: Comparison) -> Table | None:
+    rows: list[tuple[str, Mapping[str, float]]] = []
+    for name, runs in comparison.methods.items():
+        rows += [(f"{name}, seed {run.seed}", shares(run.composition, "kept")) for run in runs if run.composition]
+    if not rows:
+        return None
+    streams: dict[tuple[tuple[str, float], ...], None] = {}
+    for runs in comparison.methods.values():
+        streams.update({tuple(shares(run.composition, "seen").items()): None for run in runs if run.composition})
+    title = "stream" if len(streams) == 1 else "stream, one of its seeds"
+    rows.insert(0, (title, dict(next(iter(streams)))))
+    names = ordered(name for _, row in rows for name in row)
+    known = labelled(names)
+    table = Table(
+        title="what was kept: clean by group (in, near, far), spoilt by noise" if known else "what was kept, by source",
+        title_justify="left",
+    )
+    table.add_column("share of examples")
+    for name in names:
+        table.add_column(name, justify="right")
+    for at, (name, row) in enumerate(rows):
+        table.add_row(name, *(percent(row.get(key, 0.0)) for key in names), end_section=at == 0)
+    return table
