@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import numpy as np
@@ -13,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from winnow.data.encode import Encoded, collate, describe, encode, pad_token_id
-from winnow.data.example import Corpus, Example, Stream, Target
+from winnow.data.example import Corpus, Stream, Target
+from winnow.data.lengths import fit_targets
 from winnow.data.pack import Packed
 
 
@@ -186,7 +188,8 @@ class SelectionDataModule(lightning.LightningDataModule):
         val_limit: examples per target whose NLL is watched during training; None for all.
 
     Raises:
-        ValueError: a size is not positive, a target split is empty, or the stream is smaller than a pool.
+        ValueError: a size is not positive, a target split is empty or has no response token within
+            ``max_length``, or the stream is smaller than a pool.
     """
 
     def __init__(
@@ -217,6 +220,7 @@ class SelectionDataModule(lightning.LightningDataModule):
         size = corpus.stream.size
         if size is not None and size < pool_size:
             raise ValueError(f"the stream holds {size} examples, fewer than one pool (data.pool_size={pool_size})")
+        corpus = replace(corpus, targets=fit_targets(corpus.targets, tokenizer, max_length))
         self.corpus, self.tokenizer = corpus, tokenizer
         self.num_workers, self.max_length = num_workers, max_length
         self.val_batch_size, self.val_limit = val_batch_size, val_limit
@@ -235,7 +239,8 @@ class SelectionDataModule(lightning.LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader per target, over the validation examples its target batches are drawn from."""
-        return [DataLoader(self.val_batches(target), batch_size=None) for target in self.corpus.targets]
+        # A list is all a loader needs of a data set, whatever its type says.
+        return [DataLoader(cast("Dataset", self.val_batches(t)), batch_size=None) for t in self.corpus.targets]
 
     def val_batches(self, target: Target) -> list[dict[str, torch.Tensor]]:
         """Token batches of a target's validation split, sorted by length so that little is padding.

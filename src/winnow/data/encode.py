@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from jaxtyping import Int
+from jinja2.exceptions import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -42,19 +44,19 @@ def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[
 
     Returns:
         The ids.
+
+    Raises:
+        ValueError: the chat template refuses the example's turns.
     """
-    if tokenizer.chat_template and (example.messages or example.prompt):
-        turns = example.messages[:-1] if example.messages else ({"role": "user", "content": example.prompt},)
-        encoded = tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns], add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-        return list(encoded["input_ids"])
-    text = f"{example.prompt}\n" if example.prompt else ""
-    return list(tokenizer(text)["input_ids"])
+    return _prompt_ids(_render(example, tokenizer)[0], tokenizer, _templated(example, tokenizer))
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    """Tokenise one example, with loss on the response and the end-of-text token only.
+    """Tokenise one example, with loss on the response and on what ends it, and on nothing else.
+
+    With a chat template the ids are those of ``apply_chat_template`` on the whole conversation, up to
+    and including the token that ends the assistant's turn; the loss begins where a generation would.
+    Without one, or where the template ends turns with plain text, the end-of-text token ends the response.
 
     The end is cut where the example is longer than ``max_length``; a prompt that fills it leaves no
     response token, which makes the example invalid for selection.
@@ -66,14 +68,87 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
 
     Returns:
         Ids, labels and whether anything was cut.
+
+    Raises:
+        ValueError: the chat template refuses the example's turns.
     """
-    prompt = encode_prompt(example, tokenizer)
-    response = list(tokenizer(example.response, add_special_tokens=False)["input_ids"])
-    if tokenizer.eos_token_id is not None:
-        response.append(tokenizer.eos_token_id)
-    ids = prompt + response
-    labels = [IGNORE] * len(prompt) + response
+    templated = _templated(example, tokenizer)
+    prompt, completion = _render(example, tokenizer)
+    before = _prompt_ids(prompt, tokenizer, templated)
+    # In one piece where that leaves the prompt's tokens as a generation meets them: a SentencePiece
+    # tokenizer would put a space before a response on its own.
+    whole = _ids(prompt + completion, tokenizer, special=not templated)
+    after = whole[len(before) :] if whole[: len(before)] == before else _ids(completion, tokenizer, special=False)
+    if tokenizer.eos_token_id is not None and not (after and _ends(after[-1], tokenizer, templated)):
+        after.append(tokenizer.eos_token_id)
+    ids, labels = before + after, [IGNORE] * len(before) + after
     return Encoded(ids[:max_length], labels[:max_length], len(ids) > max_length)
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end a response, as this module trains them: generation stops there.
+
+    Args:
+        tokenizer: the model's tokenizer.
+
+    Returns:
+        End-of-text, and the chat template's end of turn where that is another token.
+    """
+    last = encode(Example("", "", "a", "b"), tokenizer, 2**31).input_ids[-1]
+    stops = {last} if _ends(last, tokenizer, templated=True) else set()
+    return stops | ({tokenizer.eos_token_id} - {None})
+
+
+def _templated(example: Example, tokenizer: PreTrainedTokenizerBase) -> bool:
+    return bool(tokenizer.chat_template) and bool(example.messages or example.prompt)
+
+
+def _render(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Prompt and completion as text; the completion includes the end of the turn where a template writes one."""
+    if not _templated(example, tokenizer):
+        return (f"{example.prompt}\n" if example.prompt else ""), example.response
+    asked = ({"role": "user", "content": example.prompt},)
+    answered = {"role": "assistant", "content": example.response}
+    turns = [dict(turn) for turn in (example.messages or (*asked, answered))]
+    try:
+        prompt = str(tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True, tokenize=False))
+        whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except TemplateError as error:
+        raise ValueError(
+            f"example {example.id}: the tokenizer's chat template refuses its turns "
+            f"({', '.join(turn['role'] for turn in turns)}): {error}"
+        ) from error
+    if whole.startswith(prompt):
+        completion = whole[len(prompt) :]
+    else:
+        # A template that opens a generation with more than it keeps of a reply, such as a thinking mark.
+        _, found, end = whole.rpartition(example.response.strip() or example.response)
+        completion = example.response + (end if found else "")
+    # The line break after an end of turn is never generated.
+    return prompt, completion.rstrip()
+
+
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase, special: bool) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def _prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, templated: bool) -> list[int]:
+    # A template writes its special tokens itself.
+    ids = _ids(prompt, tokenizer, special=not templated)
+    if not templated and ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()  # of a tokenizer that ends every text; the response is still to come
+    return ids
+
+
+def _ends(token: int, tokenizer: PreTrainedTokenizerBase, templated: bool) -> bool:
+    return token == tokenizer.eos_token_id or (templated and token in _special(tokenizer, len(tokenizer)))
+
+
+@lru_cache(maxsize=8)
+def _special(tokenizer: PreTrainedTokenizerBase, size: int) -> frozenset[int]:
+    """Ids of all special tokens, named or only added; ``size`` tells when some were added."""
+    added = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+    return frozenset(added | set(tokenizer.all_special_ids))
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -111,21 +186,6 @@ def collate(rows: Sequence[Encoded], pad: int) -> dict[str, Int[Tensor, "batch t
         "attention_mask": stack([[1] * len(row.input_ids) for row in rows], 0),
         "labels": stack([row.labels for row in rows], IGNORE),
     }
-
-
-def take(batch: dict[str, Tensor], index: Int[Tensor, " kept"]) -> dict[str, Tensor]:
-    """Rows of a batch, with the padding columns that no kept row needs cut off.
-
-    Args:
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, right-padded.
-        index: rows to take.
-
-    Returns:
-        The smaller batch.
-    """
-    rows = {name: batch[name][index] for name in ("input_ids", "attention_mask", "labels")}
-    length = int(rows["attention_mask"].sum(1).max()) if len(index) else 0
-    return {name: value[:, : max(length, 1)] for name, value in rows.items()}
 
 
 def describe(examples: Sequence[Example]) -> dict[str, list[Any]]:

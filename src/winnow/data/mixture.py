@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from winnow.data.example import Example, Stream
-from winnow.data.families.draft import Draft, Family
+from winnow.data.families.draft import Draft, Family, Spoilable
 from winnow.data.splits import split_of
 
 ATTEMPTS = 1000
@@ -62,9 +62,11 @@ class Mixture:
         seed: of the stream.
         noise: rates of ``wrong``, ``shuffled`` and ``duplicate``, summing to at most 1.
         split: which split to draw from.
+        source: prefix of the examples' sources.
 
     Raises:
-        ValueError: an unknown noise, rates that are negative or sum to more than 1, no positive weight.
+        ValueError: an unknown noise, rates that are negative or sum to more than 1, no positive weight,
+            or wrong answers of a family that has none.
     """
 
     NOISE = ("wrong", "shuffled", "duplicate")
@@ -75,6 +77,7 @@ class Mixture:
         seed: int = 0,
         noise: Mapping[str, float] | None = None,
         split: str = "stream",
+        source: str = "tasks",
     ) -> None:
         noise = dict(noise or {})
         unknown = set(noise) - set(self.NOISE)
@@ -84,7 +87,15 @@ class Mixture:
             raise ValueError(f"data.corpus.noise rates must be >= 0 and sum to at most 1, got {noise}")
         if not parts or any(part.weight < 0 for part in parts.values()) or not any(p.weight for p in parts.values()):
             raise ValueError("data.corpus.mixture needs weights >= 0, at least one of them positive")
+        if noise.get("wrong"):
+            unable = [name for name, part in parts.items() if part.weight and not isinstance(part.family, Spoilable)]
+            if unable:
+                raise ValueError(
+                    f"data.corpus.noise.wrong={noise['wrong']}: {', '.join(unable)} cannot give wrong answers; set it "
+                    "to 0, and use shuffled (the answer to another question of the family)"
+                )
         self.parts, self.seed, self.noise, self.split = dict(parts), seed, noise, split
+        self.source = source
         self._names = list(self.parts)
         self._weights = [part.weight for part in self.parts.values()]
 
@@ -110,7 +121,7 @@ class Mixture:
             kind = ""
         name, draft = self._clean(index)
         family = self.parts[name].family
-        if kind == "wrong":
+        if kind == "wrong" and isinstance(family, Spoilable):
             draft = Draft(draft.prompt, family.wrong(draft, rng), draft.answer)
         elif kind == "shuffled":
             draft = Draft(draft.prompt, self._other(name, draft, rng).response, draft.answer)
@@ -153,7 +164,7 @@ class Mixture:
         labels = {"group": self.parts[name].group, "noise": noise}
         return Example(
             f"{self.split}-{self.seed}-{index}",
-            f"tasks/{name}",
+            f"{self.source}/{name}",
             draft.prompt,
             draft.response,
             None,

@@ -11,7 +11,7 @@ from winnow.data.mixture import Blend, Mixture, Part, draw
 from winnow.data.text import TextPassages
 
 
-def task_split(name: str, family: Family, split: str, size: int, seed: int = 0) -> list[Example]:
+def task_split(name: str, family: Family, split: str, size: int, seed: int = 0, source: str = "tasks") -> list[Example]:
     """Distinct examples of one family from one split.
 
     Args:
@@ -20,6 +20,7 @@ def task_split(name: str, family: Family, split: str, size: int, seed: int = 0) 
         split: ``val`` or ``test``.
         size: how many.
         seed: of the split.
+        source: prefix of the examples' source.
 
     Returns:
         The examples, all prompts distinct.
@@ -34,7 +35,7 @@ def task_split(name: str, family: Family, split: str, size: int, seed: int = 0) 
         if draft.prompt not in found:
             number = len(found)
             found[draft.prompt] = Example(
-                f"{split}-{name}-{seed}-{number}", f"tasks/{name}", draft.prompt, draft.response, answer=draft.answer
+                f"{split}-{name}-{seed}-{number}", f"{source}/{name}", draft.prompt, draft.response, answer=draft.answer
             )
             if len(found) == size:
                 return list(found.values())

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import accumulate
 
 from winnow.data.example import Example
-
-
-def open_text(path: Path) -> list[str]:
-    """Lines of a text file, gzip-compressed or not.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its lines.
-    """
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-        return file.readlines()
+from winnow.data.files import read_json_lines
 
 
 class TextPassages:
     """Passage i of an endless stream: some characters from a random place, a pure function of (seed, i).
 
     Args:
-        paths: jsonl(.gz) files whose rows have a ``text``.
+        paths: jsonl(.gz) files whose rows have a ``text``; relative to the folder the program was started in.
         seed: of the stream.
         characters: length of a passage before it is cut back to whole words.
 
@@ -39,19 +25,16 @@ class TextPassages:
     def __init__(self, paths: Sequence[str], seed: int = 0, characters: int = 900) -> None:
         self.seed, self.characters = seed, characters
         documents: list[str] = []
-        for path in map(Path, paths):
-            for number, line in enumerate(open_text(path), 1):
-                try:
-                    documents.append(json.loads(line)["text"])
-                except (json.JSONDecodeError, KeyError, TypeError) as error:
-                    raise ValueError(f"{path}, line {number}: not a JSON object with a `text` ({error})") from error
+        for path in paths:
+            for number, row in read_json_lines(path, "data.corpus.text"):
+                if not isinstance(row.get("text"), str):
+                    raise ValueError(f"{path}, line {number}: no field `text` with text in it (data.corpus.text)")
+                documents.append(row["text"])
         self.documents = [text for text in documents if len(text) > characters]
         if not self.documents:
-            raise ValueError(f"data.text: no document longer than {characters} characters in {list(paths)}")
+            raise ValueError(f"data.corpus.text: no document longer than {characters} characters in {list(paths)}")
         self._lengths = [len(text) for text in self.documents]
-        self._cumulative = [0]
-        for length in self._lengths:
-            self._cumulative.append(self._cumulative[-1] + length)
+        self._cumulative = list(accumulate(self._lengths))
 
     @property
     def size(self) -> None:
@@ -68,7 +51,7 @@ class TextPassages:
             An example with an empty prompt.
         """
         rng = random.Random(f"text-{self.seed}-{index}")
-        number = rng.choices(range(len(self.documents)), cum_weights=self._cumulative[1:])[0]
+        number = rng.choices(range(len(self.documents)), cum_weights=self._cumulative)[0]
         start = rng.randrange(self._lengths[number] - self.characters + 1)
         passage = self.documents[number][start : start + self.characters]
         first, last = passage.find(" ") + 1, passage.rfind(" ")

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer with single digits, trained from text; used for the embedded tiny model.
+"""Trains the tokenizer of the embedded tiny model on the pre-training mixture.
 
 python -m winnow.models.tokenizer --out DIR --vocab 4096 --text FILE.jsonl.gz [FILE ...]
 """
@@ -6,47 +6,12 @@ python -m winnow.models.tokenizer --out DIR --vocab 4096 --text FILE.jsonl.gz [F
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
-
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from collections.abc import Iterator
 
 from winnow.data.families import FAMILIES
 from winnow.data.mixture import Mixture, Part
 from winnow.data.text import TextPassages
-
-END = "<|endoftext|>"
-PAD = "<|pad|>"
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE in which every digit is a token of its own, so that arithmetic is regular.
-
-    Args:
-        texts: training text.
-        vocab_size: entries, the 256 bytes and two special tokens included.
-
-    Returns:
-        A tokenizer that adds nothing by itself; its end-of-text token ends every response.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\d"), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
-    )
+from winnow.models.bpe import train_tokenizer
 
 
 def _texts(files: list[str], tasks: int, passages: int) -> Iterator[str]:

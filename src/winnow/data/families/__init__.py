@@ -1,7 +1,7 @@
 """Procedural task families: endless, seeded, with exact checkers."""
 
 from winnow.data.families.arithmetic import Chains, Facts, WordProblems
-from winnow.data.families.draft import Draft, Family, final_answer, score
+from winnow.data.families.draft import Draft, Family, Spoilable, final_answer, score
 from winnow.data.families.everyday import Dates, Logic, Units
 from winnow.data.families.sequences import Lists, Sorting, Strings
 
@@ -17,6 +17,7 @@ __all__ = [
     "Lists",
     "Logic",
     "Sorting",
+    "Spoilable",
     "Strings",
     "Units",
     "WordProblems",

@@ -34,6 +34,11 @@ class Family(Protocol):
     def __call__(self, rng: random.Random) -> Draft:
         """Draw a task."""
 
+
+@runtime_checkable
+class Spoilable(Family, Protocol):
+    """A family that can also answer wrongly."""
+
     def wrong(self, draft: Draft, rng: random.Random) -> str:
         """A response to the same prompt with a wrong final answer."""
 

@@ -1,0 +1,53 @@
+"""JSON lines, gzip-compressed or not, read so that an error names file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import to_absolute_path
+
+
+def read_json_lines(path: str | Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Objects of a JSON-lines file with their line numbers; blank lines are passed over.
+
+    Args:
+        path: the file; relative to the folder the program was started in. Decompressed if it ends in ``.gz``.
+        key: the config key that names it, for messages.
+
+    Yields:
+        Line number, from 1, and object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not a JSON object, or the file is not UTF-8 text or not gzip.
+    """
+    file_path = Path(to_absolute_path(str(Path(path).expanduser())))
+    if not file_path.is_file():
+        raise FileNotFoundError(f"{key}: no file {file_path}")
+    number = 0
+    try:
+        with gzip.open(file_path, "rb") if file_path.suffix == ".gz" else file_path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    yield number, _parse(text, file_path, number)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file_path}, line {number}: not UTF-8 text ({error.reason}) ({key})") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{file_path}, after line {number}: not a whole gzip file ({error}) ({key})") from error
+
+
+def _parse(text: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = "; a JSON array must be split into one object per line" if text.lstrip().startswith("[") else ""
+        raise ValueError(f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}{hint}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}, line {number}: one JSON object per line is needed, got {type(value).__name__}")
+    return value

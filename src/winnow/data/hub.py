@@ -1,0 +1,157 @@
+"""Streams and targets from Hugging Face datasets, on the hub or in a local folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from hydra.utils import to_absolute_path
+
+from winnow.data.example import Corpus, Score
+from winnow.data.rows import Row, TargetRows, build_corpus, options
+
+SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
+
+
+@dataclass(frozen=True)
+class HubSplit:
+    """A split of a data set.
+
+    Args:
+        path: name on the hub, a folder of data files, or a folder written by ``save_to_disk``.
+        split: name of the split, with a slice or a sum if wanted: ``train[:95%]``, ``train[200:]+validation``.
+        name: configuration of the data set, where it has several.
+        revision: branch, tag or commit on the hub; pin it for results to be repeatable.
+        data_dir: folder within the data set.
+        cache_dir: where downloads are kept; null for the library's own place.
+    """
+
+    path: str
+    split: str
+    name: str | None = None
+    revision: str | None = None
+    data_dir: str | None = None
+    cache_dir: str | None = None
+
+    def load(self, key: str) -> datasets.Dataset:
+        """Load the split; a data set's own code is never run.
+
+        Args:
+            key: the config key of this split, for messages.
+
+        Returns:
+            The data set.
+
+        Raises:
+            ValueError: it does not exist, cannot be reached, or has no such split or configuration.
+        """
+        folder = Path(to_absolute_path(str(Path(self.path).expanduser())))
+        try:
+            if any((folder / name).is_file() for name in SAVED):
+                return self._saved(folder)
+            loaded = datasets.load_dataset(
+                str(folder) if folder.is_dir() else self.path,
+                self.name,
+                split=self.split,
+                revision=None if folder.is_dir() else self.revision,
+                data_dir=self.data_dir,
+                cache_dir=self.cache_dir,
+            )
+        except (ConnectionError, OSError) as error:
+            # The library's errors for a missing set, a gated one, and the lack of a network are all of these kinds.
+            raise ValueError(
+                f"{key}.path={self.path}: no such folder here, and the hub has no such data set or cannot be reached "
+                f"({type(error).__name__}: {_first_line(error)}). Check the name; offline, give a folder of data files "
+                "or one written by save_to_disk, or load it once online so that it is cached"
+            ) from error
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"{key} ({self.path}, name={self.name}, split={self.split}): {_first_line(error)}"
+            ) from error
+        if not isinstance(loaded, datasets.Dataset):
+            raise ValueError(f"{key}.split must name one split, got {self.split!r}")
+        return loaded
+
+    def _saved(self, folder: Path) -> datasets.Dataset:
+        saved = datasets.load_from_disk(str(folder))
+        splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+        lengths = {name: len(split) for name, split in splits.items()}
+        parts = datasets.ReadInstruction.from_spec(self.split).to_absolute(lengths)
+        chosen = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
+        return datasets.concatenate_datasets(chosen)
+
+
+@dataclass(frozen=True)
+class TargetSplits:
+    """A target task in data sets.
+
+    Args:
+        val: arguments of ``HubSplit``: the target batches are drawn from these.
+        test: arguments of ``HubSplit``: looked at before and after training only.
+        score: generation and example to a score in [0, 1] (``winnow.data.scorers``); None measures
+            the NLL alone.
+        weight: share in the target gradient, relative to the other targets.
+        max_new_tokens: length allowed to a generation.
+        fields: how its records are read, where that differs from the stream's.
+    """
+
+    val: HubSplit | Mapping[str, Any]
+    test: HubSplit | Mapping[str, Any]
+    score: Score | None = None
+    weight: float = 1.0
+    max_new_tokens: int = 128
+    fields: Mapping[str, str] | None = None
+
+
+def hub_corpus(
+    stream: HubSplit | Mapping[str, Any],
+    targets: Mapping[str, TargetSplits | Mapping[str, Any] | None],
+    fields: Mapping[str, str] | None = None,
+    on_overlap: str = "error",
+    limit: int | None = None,
+) -> Corpus:
+    """A corpus from Hugging Face data sets, held in memory and not streamed.
+
+    Args:
+        stream: arguments of ``HubSplit``: the candidates.
+        targets: arguments of ``TargetSplits`` by target name; None leaves one out.
+        fields: which fields are prompt and response: arguments of ``winnow.data.rows.Fields``.
+        on_overlap: ``error``, or ``drop`` to leave out what stands both in the stream and in a target.
+        limit: most examples of the stream; None for all.
+
+    Returns:
+        The corpus; its stream is finite.
+
+    Raises:
+        ValueError: a data set, split or field is at fault, or the splits overlap; names it and the fix.
+    """
+    rows = {}
+    for name, given in targets.items():
+        if given is None:
+            continue
+        key = f"data.corpus.targets.{name}"
+        target = options(TargetSplits, given, key)
+        rows[name] = TargetRows(
+            _rows(target.val, f"{key}.val"),
+            _rows(target.test, f"{key}.test"),
+            target.score,
+            target.weight,
+            target.max_new_tokens,
+            target.fields,
+        )
+    return build_corpus(_rows(stream, "data.corpus.stream"), rows, fields, on_overlap, limit)
+
+
+def _rows(given: HubSplit | Mapping[str, Any], key: str) -> Iterator[Row]:
+    """Records of a split."""
+    split = options(HubSplit, given, key)
+    source = Path(split.path).name
+    for number, fields in enumerate(split.load(key)):
+        yield Row(fields, f"{split.path}, {split.split}, row {number}", f"{source}:{number}", source)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")
