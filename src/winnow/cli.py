@@ -13,11 +13,12 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
+from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 BAD_USAGE = 2
+INTERRUPTED = 130  # what shells use for it
 
 
 def main(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) -> None:
@@ -33,16 +34,18 @@ def main(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
         config_name: its name.
 
     Raises:
-        SystemExit: with code 2, after the message.
+        SystemExit: with code 2 after the message, 130 after an interrupt, 1 where the task fails.
     """
-    # Hydra resolves a relative search path against the caller's folder; this one is the config's own.
-    os.environ["WINNOW_ROOT"] = str(config_dir.resolve().parent)
     if os.environ.get("HYDRA_FULL_ERROR") != "1":
         problems = check(sys.argv[1:], config_dir, config_name)
         if problems:
             sys.stderr.write("\n\n".join(problems) + "\n")
             raise SystemExit(BAD_USAGE)
-    hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name=config_name)(task)()
+    _name_root(config_dir)
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name=config_name)(task)()
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
 
 
 def check(arguments: Sequence[str], config_dir: Path, config_name: str) -> list[str]:
@@ -57,18 +60,22 @@ def check(arguments: Sequence[str], config_dir: Path, config_name: str) -> list[
         One message per problem; empty where it composes, and for flags that ask for something else than
         a run of this configuration (``--help``, ``--info``, another ``--config-name``, ...).
     """
-    flags, unknown = get_args_parser().parse_known_args(list(arguments))
+    parser = get_args_parser()
+    flags, unknown = parser.parse_known_args(list(arguments))
     if unknown:
-        name = unknown[0].lstrip("-").split("=")[0]
-        return [
-            f"There is no flag {unknown[0]}. Values are set without dashes: {name}=VALUE; flags: --help, --cfg job, -m."
-        ]
+        return [_unknown_flag(unknown[0], list(parser._option_string_actions))]
     if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.experimental_rerun:
         return []
     if flags.config_name or flags.config_path or flags.config_dir:
         return []
+    _name_root(config_dir)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir.resolve())):
         return _Composition(config_name, multirun=flags.multirun).problems(flags.overrides, ran=not flags.cfg)
+
+
+def _name_root(config_dir: Path) -> None:
+    # Hydra resolves a relative search path against the caller's folder; this one is the config's own.
+    os.environ["WINNOW_ROOT"] = str(config_dir.resolve().parent)
 
 
 class _Composition:
@@ -95,13 +102,16 @@ class _Composition:
     def _alternatives(self, override: Override) -> list[str]:
         # A sweep over 4,8 is checked value by value; outside a sweep Hydra's own message is the one to give.
         if self.multirun and override.is_sweep_override() and not override.is_hydra_override():
-            return [f"{_prefix(override)}={value}" for value in override.sweep_string_iterator()]
+            return [f"{_prefix(str(override.input_line))}={value}" for value in override.sweep_string_iterator()]
         return [str(override.input_line)]
+
+    def _is_group(self, override: Override) -> bool:
+        return bool(self._options(str(override.key_or_group)))
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig | Exception:
         try:
             return hydra.compose(self.config_name, overrides=list(overrides), return_hydra_config=True)
-        except CompactHydraException as error:
+        except Exception as error:  # YAML's, too, and plain ValueErrors: Hydra lets them through
             return error
 
     def _swept(self, config: DictConfig, parsed: list[Override], simple: list[str], ran: bool) -> list[str]:
@@ -113,23 +123,24 @@ class _Composition:
             ]
         if not self.multirun:
             return []
-        written = [f"{key}={value}" for key, value in axes.items()]
-        axis = [*parsed, *OverridesParser.create(self.loader).parse_overrides(written)]
+        written = OverridesParser.create(self.loader).parse_overrides([f"{key}={value}" for key, value in axes.items()])
         messages = []
-        for override in axis:
+        for override in [*parsed, *written]:
             values = self._alternatives(override)
-            is_group = bool(self.loader.get_group_options(override.get_key_element()))
-            for alternative in values if is_group else values[:1]:
-                error = self._compose([*(line for line in simple if line not in values), alternative])
+            if not self._is_group(override):
+                values = values[:1]  # Hydra knows keys, not values
+            rest = [line for line in simple if _prefix(line) != _prefix(values[0])]
+            for line in values:
+                error = None if line in simple else self._compose([*rest, line])
                 if isinstance(error, Exception):
-                    messages.append(self._explain(alternative, error, config))
+                    messages.append(self._explain(line, error, config))
         return messages
 
     def _blame(self, parsed: list[Override]) -> list[str]:
         """Try the overrides one after the other, groups first as Hydra does; explain those that fail."""
         good: list[str] = []
         bad: list[tuple[str, Exception]] = []
-        for override in sorted(parsed, key=lambda one: "." in str(one.key_or_group)):
+        for override in sorted(parsed, key=lambda one: not self._is_group(one)):
             line = self._alternatives(override)[0]
             error = self._compose([*good, line])
             if isinstance(error, Exception):
@@ -140,18 +151,24 @@ class _Composition:
         return [self._explain(line, error, config) for line, error in bad]
 
     def _explain(self, line: str, error: Exception, config: DictConfig | Exception) -> str:
+        key, adds = _prefix(line).lstrip("+~").split("@")[0], line.startswith("+")
+        options = self._options(key)
+        if options and line.partition("=")[2] in ("", "null") and not line.startswith("~"):
+            return f"{line}: to leave the group out write ~{key}; or choose one of {', '.join(options)}."
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
             group, _, option = str(error.missing_cfg_file).rpartition("/")
             options = self._options(group) if group else []
             if options:
                 meant = _meant(_near(option, options))
                 return f"Could not find '{group}/{option}'{meant} Available: {', '.join(options)}."
-        key = line.split("=", 1)[0].lstrip("+~").split("@")[0]
-        adds = line.startswith("+")
-        if isinstance(config, DictConfig) and not adds and OmegaConf.select(config, key.replace("/", ".")) is None:
-            return self._unknown_key(key, line, config)
-        cause = error.__cause__
-        return f"{line}: {error}" + (f"\n{cause}" if cause is not None else "")
+        if isinstance(config, DictConfig):
+            held = OmegaConf.select(config, key.replace("/", ".")) is not None
+            if adds and (held or key in config.hydra.runtime.choices):
+                return f"{key} is set already; to change it write {line.lstrip('+')}, without the +."
+            if not adds and not held:
+                return self._unknown_key(key, line, config)
+        detail = str(error.__cause__).splitlines()[:1] if error.__cause__ is not None else []
+        return "\n".join([f"{line}: {error}", *detail])
 
     def _options(self, group: str) -> list[str]:
         folders = [Path(source.path) for source in self.loader.get_sources() if source.scheme() == "file"]
@@ -171,7 +188,8 @@ class _Composition:
             return f"{inside} is a value and has no keys of its own, so {key} cannot be set."
         if leaf in self.loader.list_groups(parent.replace(".", "/")):
             group = inside.replace(".", "/")
-            return f"Nothing is chosen from the group {group}: add {group}=OPTION, one of {', '.join(self._options(group))}."
+            options = ", ".join(self._options(group))
+            return f"Nothing is chosen from the group {group}: add {group}=OPTION, one of {options}."
         if not parent:
             names |= {group for group in self.loader.list_groups("") if group != "hydra"}
         elsewhere = [full for full in _keys(config) if full.endswith(f".{leaf}")]
@@ -185,8 +203,18 @@ class _Composition:
         return "\n".join(lines)
 
 
-def _prefix(override: Override) -> str:
-    return str(override.input_line).split("=", 1)[0]
+def _prefix(line: str) -> str:
+    return line.split("=", 1)[0]
+
+
+def _unknown_flag(written: str, flags: Sequence[str]) -> str:
+    if not written.startswith("-"):
+        return f"All KEY=VALUE have to stand together, before the flags or after them: move {written}."
+    flag, name = written.split("=")[0], written.lstrip("-").split("=")[0]
+    near = _near(flag, flags)
+    if near:
+        return f"There is no flag {flag}{_meant(near)}"
+    return f"There is no flag {flag}. Values are set without dashes: {name}=VALUE; flags: --help, --cfg job, -m."
 
 
 def _near(word: str, words: Iterable[str]) -> list[str]:
@@ -200,7 +228,7 @@ def _meant(names: Sequence[str]) -> str:
 def _keys(config: DictConfig, prefix: str = "") -> Iterable[str]:
     for name in config:
         if prefix or name != "hydra":
-            full = f"{prefix}{name}"
+            full = f"{prefix}{name!s}"
             yield full
             child = None if OmegaConf.is_missing(config, name) else config._get_node(name)
             if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import signal
+import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,20 +19,37 @@ from typing import Any
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from transformers.utils import logging as hf_logging
 
 from winnow.callbacks import AtomicCheckpointIO, Records
-from winnow.data import SelectionDataModule
+from winnow.data import Corpus, SelectionDataModule
 from winnow.evaluation import evaluate
-from winnow.instantiate import build, build_all, plain
+from winnow.instantiate import BuildError, blaming, build, build_all, plain
 from winnow.ledger import composition
 from winnow.models import LanguageModel
 from winnow.module import SelectionModule
 from winnow.provenance import Status, provenance, write_json
 from winnow.report.summary import print_summary
+from winnow.selectors.base import check_filter_size
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Parts:
+    """What a run is made of; filled in one after the other, so that a failure closes what there is."""
+
+    language: LanguageModel = field(init=False)
+    corpus: Corpus = field(init=False)
+    data: SelectionDataModule = field(init=False)
+    module: SelectionModule = field(init=False)
+    trainer: lightning.Trainer = field(init=False)
+    records: Records | None = None
+    logger: Logger | None = None
+    started: float = field(default_factory=perf_counter)
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -36,125 +60,189 @@ def run(cfg: DictConfig) -> float | None:
 
     Returns:
         The mean target test NLL after training, for Hydra's sweepers; None if it was not measured.
+
+    Raises:
+        BuildError: the configuration asks for something that cannot be built, or for a folder in use.
     """
-    hush()
-    check_choices(cfg)
     folder = Path(cfg.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, cfg.ckpt_path)
     write_json(folder / "config.json", plain(cfg))
     write_json(folder / "provenance.json", provenance())
-    environment = dict(os.environ)
-    status = Status(folder)
-    opened: list[Any] = []
-    try:
-        summary = _run(cfg, folder, opened)
-    except BaseException as error:
-        last = folder / "checkpoints" / "last.ckpt"
-        status.failed(error, resume=last if last.exists() else None)
-        _close(opened, failed=True)
-        raise
-    else:
+    status, parts = Status(folder), Parts()
+    with _left_as_found():
+        try:
+            with blaming(""):
+                _assemble(cfg, folder, parts)
+            summary = _execute(cfg, folder, parts)
+        except BaseException as error:
+            last = folder / "checkpoints" / "last.ckpt"
+            resume = last if last.exists() else Path(cfg.ckpt_path) if cfg.ckpt_path else None
+            status.failed(error, resume)
+            _close(parts, failed=True)
+            if resume is not None:
+                log.error("This run can go on: the same command with ckpt_path=%s", resume)
+            raise
         status.finished()
-        _close(opened, failed=False)
-    finally:
-        # Loggers set variables (WANDB_MODE) that must not reach the next job of a sweep.
-        os.environ.clear()
-        os.environ.update(environment)
+        _close(parts, failed=False)
     nll = [value for name, value in summary["after"].items() if name.endswith("/nll")]
     return sum(nll) / len(nll) if nll else None
 
 
-def check_choices(cfg: DictConfig) -> None:
-    """Refuse a baseline and a selector that contradict each other.
+def check(cfg: DictConfig) -> None:
+    """Refuse what no component could see: values that were not given, and contradicting choices.
 
     Args:
         cfg: the composed configuration.
 
     Raises:
-        ValueError: ``baseline=`` names one method and ``selector=`` another.
+        ValueError: a key without a default has no value, or ``baseline=`` names one method and
+            ``selector=`` another.
     """
-    if not HydraConfig.initialized():
-        return
-    choices = HydraConfig.get().runtime.choices
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError("no value for " + ", ".join(missing) + ": give " + " ".join(f"{key}=..." for key in missing))
+    choices = _choices()
     baseline, selector = choices.get("baseline"), choices.get("selector")
-    if baseline and not str(selector).startswith(str(baseline)):
+    if baseline and selector != baseline:
         raise ValueError(
             f"baseline={baseline} and selector={selector} contradict each other: give one of them "
             f"(selector={baseline} is what baseline={baseline} sets)"
         )
 
 
-def hush() -> None:
-    """Leave out what Lightning and torch say about themselves and the user can do nothing about."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
-    warnings.filterwarnings("ignore", message=r".*does not have many workers")
+def _claim(folder: Path, ckpt_path: str | None) -> None:
+    """Make the run's folder, unless another run is in it: their records would mix."""
+    if ckpt_path and Path(ckpt_path).resolve().is_relative_to(folder.resolve()):
+        return
+    used = [name for name in ("metrics.csv", "ledger", "ledger.parquet", "summary.json") if (folder / name).exists()]
+    status = folder / "status.json"
+    if status.exists() and json.loads(status.read_text(encoding="utf-8"))["state"] == "running":
+        used.append("status.json (running)")
+    if used:
+        raise BuildError(
+            f"{folder} holds a run already ({', '.join(used)}): choose another folder with hydra.run.dir=FOLDER, "
+            "delete that one, or resume it with ckpt_path="
+        )
+    folder.mkdir(parents=True, exist_ok=True)
 
 
-def _run(cfg: DictConfig, folder: Path, opened: list[Any]) -> dict[str, Any]:
+@contextmanager
+def _left_as_found() -> Iterator[None]:
+    """Leave environment and warnings to the next job of a sweep as they were; loggers set WANDB_MODE and more."""
+    environment = dict(os.environ)
+    try:
+        with warnings.catch_warnings():
+            # What Lightning and torch say about themselves, and the user can do nothing about.
+            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+            warnings.filterwarnings("ignore", message=r".*does not have many workers")
+            warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # resumed
+            logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+            if not sys.stderr.isatty():
+                hf_logging.disable_progress_bar()
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
+    """Build everything, and refuse here whatever would be refused later, before the first evaluation."""
+    check(cfg)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    started = perf_counter()
-    language: LanguageModel = build(cfg.model)
-    corpus = build(cfg.data.corpus)
+    parts.language = build(cfg.model)
+    parts.corpus = build(cfg.data.corpus)
+    for reason, count in parts.corpus.report.items():
+        log.warning("data: %d examples left out: %s", count, reason)
     options = {name: value for name, value in plain(cfg.data).items() if name != "corpus"}
-    data = SelectionDataModule(corpus, language.tokenizer, seed=cfg.seed, **options)
-    module = SelectionModule(
-        language.model,
-        selector=build(cfg.selector),
+    with blaming("data"):
+        parts.data = SelectionDataModule(parts.corpus, parts.language.tokenizer, seed=cfg.seed, **options)
+    selector = build(cfg.selector)
+    if hasattr(selector, "filter_size"):
+        check_filter_size(selector.filter_size, parts.data.steps.pool_size)
+    parts.module = SelectionModule(
+        parts.language.model,
+        selector=selector,
         scorer=build(cfg.scoring),
         optimizer=build(cfg.optimizer),
-        scheduler=build(cfg.scheduler) if cfg.scheduler else None,
+        scheduler=build(cfg.scheduler) if cfg.get("scheduler") else None,
         clip_norm=cfg.clip_norm,
-        reduction=cfg.reduction,
         max_idle_steps=cfg.max_idle_steps,
         seed=cfg.seed,
     )
-    for reason, count in corpus.report.items():
-        log.warning("data: %d examples left out: %s", count, reason)
-    callbacks = build_all(cfg.callbacks)
-    records = callbacks.get("records")
-    if isinstance(records, Records):
-        opened.append(records)
-        if cfg.ckpt_path:
-            records.resume(*_earlier(cfg.ckpt_path))
-    logger = _logger(cfg, folder)
-    opened += [logger] if logger else []
-    trainer: lightning.Trainer = build(
+    callbacks = build_all(cfg.get("callbacks"))
+    if isinstance(callbacks.get("records"), Records):
+        parts.records = callbacks["records"]
+    logger = _logger(cfg)
+    parts.trainer = build(
         cfg.trainer,
         callbacks=list(callbacks.values()),
         logger=logger or False,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(folder),
-        enable_checkpointing=any(name in callbacks for name in ("last", "best")),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks.values()),
     )
+    parts.module.trainer = parts.trainer
+    parts.module.on_fit_start()
+    parts.module.configure_optimizers()
+    if cfg.ckpt_path:
+        run_folder, step = _earlier(cfg.ckpt_path)
+        if parts.records is not None:
+            parts.records.resume(run_folder, step)
+    parts.logger = logger
+    if isinstance(logger, WandbLogger):  # its run begins here
+        logger.experiment.config.update({**plain(cfg), "choices": _choices()}, allow_val_change=True)
 
-    def measure() -> dict[str, float]:
-        module.to(trainer.strategy.root_device)
-        return evaluate(
-            language.model, language.tokenizer, corpus.targets, max_length=data.max_length, **plain(cfg.evaluation)
-        )
 
-    summary: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed, "before": measure()}
+def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
+    model, module = parts.language.model, parts.module
+    summary: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed, "before": _measure(cfg, parts)}
     log.info("%s: %d trainable parameters", cfg.name, sum(p.numel() for p in module.parameters() if p.requires_grad))
-    trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True if cfg.ckpt_path else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    summary["after"] = measure()
+    _fit(parts, cfg.ckpt_path)
+    summary["after"] = _measure(cfg, parts)
     summary["budget"] = module.budget.state_dict()
-    summary["seconds"] = perf_counter() - started
-    if isinstance(records, Records) and records.ledger is not None:
-        records.ledger.close()
+    summary["seconds"] = perf_counter() - parts.started
+    if parts.records is not None and parts.records.ledger is not None:
+        parts.records.ledger.close()
         summary["composition"] = composition(folder)
     if cfg.export:
-        language.model.save_pretrained(folder / "model", safe_serialization=True)
-        language.tokenizer.save_pretrained(folder / "model")
+        model.save_pretrained(str(folder / "model"), safe_serialization=True)
+        parts.language.tokenizer.save_pretrained(folder / "model")
     write_json(folder / "summary.json", summary)
-    if logger is not None:
+    if parts.logger is not None:
         after = {f"test/{name}": value for name, value in summary["after"].items()}
         before = {f"test_before/{name}": value for name, value in summary["before"].items()}
-        logger.log_metrics({**before, **after, **module.budget.metrics()})
+        parts.logger.log_metrics({**before, **after, **module.budget.metrics()})
     print_summary(summary, folder)
     return summary
+
+
+def _measure(cfg: DictConfig, parts: Parts) -> dict[str, float]:
+    parts.module.to(parts.trainer.strategy.root_device)
+    model: Any = parts.language.model
+    return evaluate(
+        model,
+        parts.language.tokenizer,
+        parts.corpus.targets,
+        max_length=parts.data.max_length,
+        **plain(cfg.evaluation),
+    )
+
+
+def _fit(parts: Parts, ckpt_path: str | None) -> None:
+    """Train; an interrupt comes out as one, and leaves the next one possible."""
+    handler = signal.getsignal(signal.SIGINT)
+    parts.module.train()  # transformers loads models for evaluation, without dropout, and Lightning keeps that
+    try:
+        parts.trainer.fit(parts.module, parts.data, ckpt_path=ckpt_path, weights_only=True)
+    except SystemExit as error:
+        # Lightning answers an interrupt with exit(1), which no caller can tell from a failure.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _earlier(ckpt_path: str) -> tuple[Path, int]:
@@ -164,30 +252,34 @@ def _earlier(ckpt_path: str) -> tuple[Path, int]:
         raise FileNotFoundError(
             f"ckpt_path={ckpt_path}: no such file; a run keeps its own in <run>/checkpoints/last.ckpt"
         )
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if "winnow" not in state or "loops" not in state:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"ckpt_path={ckpt_path} cannot be read as a checkpoint; use a run's last.ckpt") from error
+    if "winnow" not in state or "optimizer_states" not in state:
         raise ValueError(f"ckpt_path={ckpt_path} holds weights only and cannot be resumed from; use last.ckpt")
     return path.resolve().parent.parent, int(state["winnow"]["budget"]["steps"])
 
 
-def _logger(cfg: DictConfig, folder: Path) -> Logger | None:
-    if not cfg.logger:
+def _logger(cfg: DictConfig) -> Logger | None:
+    if not cfg.get("logger"):
         return None
-    choices = {str(group): str(choice) for group, choice in _choices().items() if choice and "/" not in str(group)}
+    choices = _choices()
     tags = [choices.get("selector", cfg.name), choices.get("data", ""), choices.get("model", ""), *cfg.tags]
     logger: Logger = build(cfg.logger, tags=[tag for tag in dict.fromkeys(tags) if tag])
-    if isinstance(logger, WandbLogger):
-        logger.experiment.config.update({**plain(cfg), "choices": choices}, allow_val_change=True)
     return logger
 
 
-def _choices() -> dict[str, Any]:
-    return dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+def _choices() -> dict[str, str]:
+    """What was chosen from each group; empty outside the command line."""
+    found = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return {str(group): str(choice) for group, choice in found.items() if choice and not str(group).startswith("hydra")}
 
 
-def _close(opened: list[Any], failed: bool) -> None:
-    """Close records and loggers, W&B as failed where the run failed; one that fails does not stop the others."""
-    for thing in opened:
+def _close(parts: Parts, failed: bool) -> None:
+    """Close records and logger, W&B as failed where the run failed; one that fails does not stop the other."""
+    opened: list[Any] = [parts.records, parts.logger]
+    for thing in filter(None, opened):
         try:
             if isinstance(thing, WandbLogger):
                 thing.experiment.finish(exit_code=1 if failed else 0)

@@ -1,0 +1,212 @@
+"""A run leaves its records whatever ends it, says how to go on, and leaves the process as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+from lightning.pytorch.callbacks import Callback
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tests.commands import SMALL, configured, save_base
+from winnow import run as running
+from winnow.instantiate import BuildError
+from winnow.run import run
+
+IDS = torch.arange(12).reshape(1, 12)
+ERRORS = {"interrupt": KeyboardInterrupt, "failure": ZeroDivisionError}
+
+
+class Stop(Callback):
+    """Ends the run after a number of pools."""
+
+    def __init__(self, error: str, after: int) -> None:
+        self.error, self.after = ERRORS[error], after
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *unused: Any) -> None:
+        if pl_module.budget.steps == self.after:
+            raise self.error("stopped by the test")
+
+
+class Disturb(Callback):
+    """Does to the process what loggers do, and looks at the model in training."""
+
+    seen: tuple[bool, ...] = ()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *unused: Any) -> None:
+        os.environ["WINNOW_DISTURBED"] = "1"
+        warnings.filterwarnings("ignore")
+        type(self).seen += (all(part.training for part in pl_module.modules()),)
+
+
+def go(*overrides: str, out: str = "out") -> float | None:
+    with configured(*SMALL, *overrides, out=out) as cfg:
+        return run(cfg)
+
+
+def read(name: str, out: str | Path = "out") -> Any:
+    return json.loads((Path(out) / name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float | None]:
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        save_base()
+        return folder, go()
+
+
+def test_a_finished_run_leaves_its_records(finished: tuple[Path, float | None]) -> None:
+    folder, nll = finished
+    out = folder / "out"
+    assert read("status.json", out)["state"] == "finished"
+    assert read("config.json", out)["trainer"]["max_steps"] == 4
+    assert read("config.json", out)["name"] == "filter_weight", "the configuration is written as resolved"
+    assert read("provenance.json", out)["packages"]["torch"] == torch.__version__
+    summary = read("summary.json", out)
+    assert nll == summary["after"]["chains/nll"] != summary["before"]["chains/nll"]
+    assert summary["budget"]["examples_seen"] == 4 * 8
+    assert sum(row["kept"] for row in summary["composition"].values()) == summary["budget"]["examples_trained"]
+    metrics = pd.read_csv(out / "metrics.csv")
+    assert sorted(set(metrics["step"])) == [0, 1, 2, 3]
+    assert metrics["target/val_nll"].count() == 2
+    ledger = pq.read_table(out / "ledger.parquet").to_pandas()
+    assert len(ledger) == 4 * 8 and ledger["kept"].sum() == summary["budget"]["examples_trained"]
+    for name in ("last", "best"):
+        state = torch.load(out / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert ("optimizer_states" in state) == (name == "last")
+
+
+def test_the_exported_model_is_the_trained_one_to_plain_transformers(finished: tuple[Path, float | None]) -> None:
+    folder, _ = finished
+    state = torch.load(folder / "out" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    trained = AutoModelForCausalLM.from_pretrained(folder / "base")
+    before = trained(IDS).logits
+    trained.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+    exported = AutoModelForCausalLM.from_pretrained(folder / "out" / "model")
+    assert torch.equal(exported(IDS).logits, trained(IDS).logits)
+    assert not torch.equal(exported(IDS).logits, before)
+
+
+def test_the_exported_adapter_is_the_trained_one_to_plain_peft() -> None:
+    save_base()
+    go("model/lora=default", "model.lora.r=2")
+    adapter = safetensors.torch.load_file("out/model/adapter_model.safetensors")
+    state = torch.load("out/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert {name.replace(".default", "").removeprefix("model.") for name in state} == set(adapter)
+    base = AutoModelForCausalLM.from_pretrained("base")
+    before = base(IDS).logits
+    loaded = PeftModel.from_pretrained(base, "out/model")
+    held = {name: value for name, value in loaded.state_dict().items() if "lora_" in name}
+    assert all(torch.equal(state[f"model.{name}"], value) for name, value in held.items())
+    assert not torch.equal(loaded(IDS).logits, before)
+
+
+@pytest.mark.parametrize(("error", "ended"), [("interrupt", "interrupted"), ("failure", "failed")])
+def test_what_a_broken_run_had_is_kept_and_it_says_how_to_go_on(
+    error: str, ended: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_base()
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ERRORS[error]):
+        go(f"+callbacks.stop={{_target_: {__name__}.Stop, error: {error}, after: 3}}")
+    assert signal.getsignal(signal.SIGINT) is handler
+    status = read("status.json")
+    assert status["state"] == ended and ERRORS[error].__name__ in status["error"]
+    assert Path(status["ckpt_path"]) == Path("out/checkpoints/last.ckpt")
+    assert "the same command with ckpt_path=" in caplog.text and "last.ckpt" in caplog.records[-1].getMessage()
+    assert pq.read_table("out/ledger.parquet").num_rows == 3 * 8
+    assert not Path("out/summary.json").exists()
+
+    if error == "interrupt":
+        go(f"ckpt_path={status['ckpt_path']}")
+        assert read("status.json")["state"] == "finished"
+        assert pq.read_table("out/ledger.parquet").num_rows == 4 * 8, "resumed in its own folder"
+
+
+def test_a_run_whose_losses_are_all_nan_is_given_up() -> None:
+    save_base()
+    with pytest.raises(RuntimeError, match="3 pools in a row led to no update"):
+        go("optimizer.lr=1e30", "scheduler=none", "clip_norm=null", "max_idle_steps=3", "trainer.max_steps=50")
+    assert read("status.json")["state"] == "failed"
+    assert pd.read_csv("out/metrics.csv")["step"].max() < 6
+
+
+def test_the_process_is_left_as_it_was_and_dropout_is_on_in_training() -> None:
+    save_base(dropout=0.5)
+    Disturb.seen = ()
+    disturbed = f"+callbacks.disturb={{_target_: {__name__}.Disturb}}"
+    with configured(*SMALL, disturbed, "~scheduler", "evaluation.nll_limit=0") as cfg:
+        environment, filters = dict(os.environ), list(warnings.filters)
+        assert run(cfg) is None, "not measured"
+        assert dict(os.environ) == environment and list(warnings.filters) == filters
+    assert Disturb.seen == (True,) * 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["selector.filter_size=9"], r"filter_size=9 is more than the pool's 8 candidates: lower selector.filter_size"),
+        (["selector.filter_size=0"], "selector.filter_size"),
+        (["selector.filter=foo"], "selector.filter must be one of top, cosine, omp, nnls, greedy; got 'foo'"),
+        (["+selector.foo=1"], r"selector: .*unexpected keyword argument 'foo'"),
+        (["selector._target_=winnow.selectors.Foo"], r"selector: Error loading 'winnow.selectors.Foo'"),
+        (["scoring.geometry=foo"], "'auto', 'identity' or a Geometry"),
+        (["scoring.layers=nosuch"], "layers"),
+        (["optimizer=sgd", "optimizer._target_=torch.optim.RMSprop"], "no geometry is known for the optimizer RMSprop"),
+        (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
+        (["optimizer.betas=1"], "optimizer: "),
+        (["clip_norm=-1.0"], "clip_norm must be > 0"),
+        (["data.pool_size=0", "selector.filter_size=0"], "data.pool_size must be at least 1"),
+        (["+data.foo=1"], "data: .*unexpected keyword argument 'foo'"),
+        (["trainer.devices=2"], "use trainer.devices=1"),
+        (["trainer.precision=foo"], "trainer: .*foo"),
+        (["model.path=nowhere"], "model.path='nowhere'"),
+        (["model.path=???"], "no value for model.path: give model.path="),
+        (["baseline=full", "selector=random"], "contradict each other"),
+        (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt: no such file"),
+        (["ckpt_path=base/config.json"], "ckpt_path=base/config.json cannot be read as a checkpoint"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_built_is_refused_before_anything_is_measured(
+    overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_base()
+    monkeypatch.setattr(running, "evaluate", lambda *_args, **_more: pytest.fail("measured first"))
+    with pytest.raises(BuildError, match=message):
+        go(*overrides)
+    status = read("status.json")
+    assert status["state"] == "failed" and status["error"].startswith("BuildError: ")
+
+
+def test_weights_alone_are_no_place_to_resume_from(finished: tuple[Path, float | None]) -> None:
+    folder, _ = finished
+    with pytest.raises(BuildError, match=r"best\.ckpt holds weights only .* use last\.ckpt"):
+        go(f"model.path={folder / 'base'}", f"ckpt_path={folder / 'out' / 'checkpoints' / 'best.ckpt'}")
+
+
+def test_a_folder_with_a_run_in_it_is_not_written_over(finished: tuple[Path, float | None]) -> None:
+    folder, _ = finished
+    kept = {path: path.read_bytes() for path in (folder / "out").glob("*.*")}
+    with pytest.raises(BuildError, match=r"holds a run already \(metrics\.csv.*hydra\.run\.dir"):
+        go(f"model.path={folder / 'base'}", out=str(folder / "out"))
+    assert {path: path.read_bytes() for path in (folder / "out").glob("*.*")} == kept
+
+
+def test_two_runs_do_not_share_a_folder_at_the_same_time() -> None:
+    Path("out").mkdir()
+    Path("out/status.json").write_text('{"state": "running"}')
+    with pytest.raises(BuildError, match=r"status\.json \(running\)"):
+        go()
