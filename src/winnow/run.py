@@ -31,7 +31,7 @@ from winnow.instantiate import BuildError, blaming, build, build_all, plain
 from winnow.ledger import composition
 from winnow.models import LanguageModel
 from winnow.module import SelectionModule
-from winnow.provenance import Status, provenance, write_json
+from winnow.provenance import Status, anonymous, provenance, write_json
 from winnow.report.summary import print_summary
 from winnow.selectors.base import check_filter_size
 
@@ -66,7 +66,7 @@ def run(cfg: DictConfig) -> float | None:
     """
     folder = Path(cfg.out)
     _claim(folder, cfg.ckpt_path)
-    write_json(folder / "config.json", plain(cfg))
+    write_json(folder / "config.json", anonymous(plain(cfg)))
     write_json(folder / "provenance.json", provenance())
     status, parts = Status(folder), Parts()
     with _left_as_found():
@@ -189,9 +189,9 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
         run_folder, step = _earlier(cfg.ckpt_path)
         if parts.records is not None:
             parts.records.resume(run_folder, step)
+    if isinstance(logger, WandbLogger):  # its run begins here; one that could not begin needs no closing
+        logger.experiment.config.update({**anonymous(plain(cfg)), "choices": _choices()}, allow_val_change=True)
     parts.logger = logger
-    if isinstance(logger, WandbLogger):  # its run begins here
-        logger.experiment.config.update({**plain(cfg), "choices": _choices()}, allow_val_change=True)
 
 
 def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
