@@ -207,7 +207,8 @@ class SelectionModule(lightning.LightningModule):
             raise ValueError(f"{type(self.selector).__name__} needs a target task, and data.corpus has none")
         try:
             weight = None if target is None or not needs.target else target["weight"]
-            signals = self._scorer(batch["pool"], target, needs, weight)
+            task = None if target is None or weight is None else target["task"]
+            signals = self._scorer(batch["pool"], target, needs, weight, target_task=task, meta=batch["meta"])
         except TargetNotFinite as error:
             log.warning("pool %d: %s; no update (scoring.on_target_nan=skip)", self.budget.steps, error)
             tokens = response_tokens(batch["pool"])

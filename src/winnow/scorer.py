@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from winnow.batches import concatenate, target_shares
+from winnow.forward import forward_signals
 from winnow.geometry import Geometry, geometry_of
 from winnow.geometry.base import accumulation_dtype
 from winnow.gradients.capture import Capture, CaptureError
+from winnow.gradients.curvature import pool_curvature
 from winnow.gradients.factors import Factor
 from winnow.gradients.kept import KeptFactors
 from winnow.gradients.layers import choose_parameters
@@ -21,7 +24,8 @@ from winnow.gradients.products import Products
 from winnow.gradients.quiet import has_dropout, quiet
 from winnow.gradients.target import TargetGradient
 from winnow.gradients.verify import GradientMismatch, verify_gradients
-from winnow.losses import IGNORE, Batch, example_losses, response_tokens
+from winnow.losses import Batch, example_losses, response_tokens
+from winnow.reference import ReferenceModel, ReferenceTable, load_reference
 from winnow.selection import Selection
 from winnow.signals import Needs, Signals
 from winnow.update import weighted_backward
@@ -29,6 +33,8 @@ from winnow.update import weighted_backward
 log = logging.getLogger(__name__)
 
 VERIFIED_ROWS = 4
+TASK = "@"
+"""Stands between a parameter's name and a task's number where gradients are kept by task."""
 
 
 class TargetNotFinite(RuntimeError):
@@ -60,6 +66,8 @@ class Scorer:
             and logs once why it is not.
         reduction: ``mean`` | ``sum`` over an example's response tokens.
         chunk_elements: per-example gradients are formed at most this many numbers at a time.
+        reference: of rho_loss, loaded when it is first asked for: a model's folder or Hugging Face name, or a file
+            with columns ``id`` and ``loss`` (.parquet, .csv, .jsonl).
 
     Raises:
         ValueError: an argument is out of range, ``layers`` matches nothing, or the optimizer is unknown.
@@ -80,6 +88,7 @@ class Scorer:
         reduction: str = "mean",
         update: str = "two_pass",
         chunk_elements: int = 2**23,
+        reference: str | None = None,
     ) -> None:
         if on_target_nan not in ("skip", "reuse"):
             raise ValueError(f"on_target_nan must be 'skip' or 'reuse' (scoring.on_target_nan), got {on_target_nan!r}")
@@ -95,6 +104,9 @@ class Scorer:
         """Weighted mean loss of the last target batch, detached; None if the last call ran none."""
         self.target_reused = False
         """Whether the last call took the stored target gradient because the new one was not finite."""
+        self.reference = reference
+        self._reference: ReferenceModel | ReferenceTable | None = None
+        self._tasks = 0
         self._unverified = verify
         self._trainable = {name: held for name, held in model.named_parameters() if held.requires_grad}
         self._kept: KeptFactors | None = None
@@ -111,6 +123,9 @@ class Scorer:
         target: Batch | None,
         needs: Needs,
         target_weight: Float[Tensor, " target"] | None = None,
+        *,
+        target_task: Int[Tensor, " target"] | None = None,
+        meta: Mapping[str, Sequence[str]] | None = None,
     ) -> Signals:
         """Score a pool.
 
@@ -120,26 +135,37 @@ class Scorer:
             needs: what to compute; nothing else is.
             target_weight: share of each target example in g*, for example one over the size of its
                 task times the weight of the task; the mean over examples when omitted.
+            target_task: number of each target example's task, from 0; one task when omitted.
+            meta: facts about the candidates by name, of which those that ``needs.meta`` names are passed on.
 
         Returns:
-            The signals asked for. Rows of invalid candidates are zero in K, b and norms.
+            The signals asked for. Rows of invalid candidates are zero in K, b, norms and curvature.
 
         Raises:
             TargetNotFinite: see ``on_target_nan``.
-            ValueError: a target is due and not given, or has no response token.
+            ValueError: a target is due and not given, or has no response token; or something that ``needs`` names
+                is not there.
         """
         tokens = response_tokens(pool)
         self.target_loss, self.target_reused, self._kept = None, False, None
+        missing = [name for name in needs.meta if meta is None or name not in meta]
+        if missing:
+            raise ValueError(
+                f"the selector needs {', '.join(missing)} of every candidate, which the stream does not give"
+            )
+        extra: dict[str, Any] = {"meta": {name: list((meta or {})[name]) for name in needs.meta}}
+        if needs.reference:
+            extra["reference"] = self._reference_losses(pool, None if meta is None else meta.get("id"))
         if not needs.forward:
-            return Signals(valid=tokens > 0, tokens=tokens)
+            return Signals(valid=tokens > 0, tokens=tokens, **extra)
         if needs.backward:
             self._kept = self._keep()
         with quiet(self.model):
             if needs.backward:
-                return self._backward(pool, target, needs, target_weight, tokens)
+                return replace(self._backward(pool, target, needs, target_weight, target_task, tokens), **extra)
             with torch.no_grad():
-                losses = example_losses(self.model, pool, self.reduction)
-        return Signals(valid=(tokens > 0) & losses.isfinite(), tokens=tokens, losses=losses)
+                found = forward_signals(self.model, pool, target, needs, target_weight, tokens, self.reduction)
+        return replace(found, **extra)
 
     @property
     def holds_update(self) -> bool:
@@ -199,12 +225,23 @@ class Scorer:
             )
         return self._kept
 
+    def _reference_losses(self, pool: Batch, ids: Sequence[str] | None) -> Float[Tensor, " pool"]:
+        if self.reference is None:
+            raise ValueError(
+                "the selector compares with a reference model and none is named: set scoring.reference to a model's "
+                "folder or Hugging Face name, or to a file of losses by id (.parquet, .csv, .jsonl)"
+            )
+        if self._reference is None:
+            self._reference = load_reference(self.reference, self.model)
+        return self._reference(pool, ids, self.reduction)
+
     def _backward(
         self,
         pool: Batch,
         target: Batch | None,
         needs: Needs,
         target_weight: Tensor | None,
+        target_task: Tensor | None,
         tokens: Tensor,
     ) -> Signals:
         due = needs.target and self.target.due
@@ -213,21 +250,26 @@ class Scorer:
         weight = None
         if due:
             assert target is not None
-            weight = _target_weight(target, target_weight)
+            weight = target_shares(target, target_weight)
+        task = None
+        if weight is not None and needs.per_task:
+            task = torch.zeros_like(weight, dtype=torch.long) if target_task is None else target_task.to(tokens.device)
+            self._tasks = int(task.max()) + 1
+        bend = self._bend(pool, target, target_weight, tokens > 0) if needs.curvature else None
         try:
-            losses, products = self._score(pool, target if due else None, weight, needs, tokens > 0)
+            losses, products = self._score(pool, target if due else None, weight, needs, tokens > 0, task, bend)
         except TargetNotFinite:
             self.target.discard()
             if self.on_target_nan == "skip" or not self.target.stored:
                 raise
             due, self.target_reused = False, True
-            losses, products = self._score(pool, None, None, needs, tokens > 0)
+            losses, products = self._score(pool, None, None, needs, tokens > 0, None, bend)
         except CaptureError as error:
             self.target.discard()
             if self._kept is None or self.update != "auto":
                 raise
             self._refuse(str(error))
-            return self._backward(pool, target, needs, target_weight, tokens)
+            return self._backward(pool, target, needs, target_weight, target_task, tokens)
         if due:
             self.target.commit()
         elif needs.target:
@@ -244,7 +286,22 @@ class Scorer:
             alignment=None if products.alignment is None else torch.where(valid, products.alignment, 0),
             gram=None if gram is None else torch.where(valid[:, None] & valid, gram, 0),
             norms=None if norms is None else torch.where(valid, norms, 0),
+            curvature=None if products.curvature is None else torch.where(valid, products.curvature, 0),
+            task_alignment=None if products.task_alignment is None else torch.where(valid, products.task_alignment, 0),
+            task_norms=None if products.task_squares is None else products.task_squares.sqrt(),
         )
+
+    def _bend(
+        self, pool: Batch, target: Batch | None, target_weight: Tensor | None, present: Tensor
+    ) -> dict[str, Tensor]:
+        if target is None:
+            raise ValueError("the curvature of the target loss is computed at every call: give it a target batch")
+        weight = target_shares(target, target_weight)
+        with torch.no_grad():
+            usable = present & example_losses(self.model, pool, self.reduction).isfinite()
+        if not bool(usable.any()):
+            return {}
+        return pool_curvature(self.model, self.parameters, pool, usable, target, weight, self.reduction)
 
     def _verify(self, few: Batch) -> None:
         if self._kept is not None:
@@ -280,6 +337,8 @@ class Scorer:
         weight: Float[Tensor, " target"] | None,
         needs: Needs,
         present: Bool[Tensor, " pool"],
+        task: Int[Tensor, " target"] | None = None,
+        bend: Mapping[str, Tensor] | None = None,
     ) -> tuple[Float[Tensor, " pool"], Products]:
         size = len(present)
         batch = pool if target is None else concatenate(pool, target)
@@ -295,23 +354,24 @@ class Scorer:
                 return
             wide = accumulation_dtype(factor.dtype)
             if products is None:
-                products = Products(needs, size, factor.dtype, present.device, self.chunk_elements)
+                products = Products(needs, size, factor.dtype, present.device, self.chunk_elements, self._tasks)
             candidates = factor.examples(slice(0, size)).to(wide)
             parameter = self.parameters[name]
             preconditioner = self.geometry.preconditioner(parameter, name, lambda: candidates.combine(share))
             tau = None
+            tasks: list[Tensor] = []
             if needs.target:
+                rows = factor.examples(slice(size, total)).to(wide) if weight is not None else None
+                tasks = self._task_gradients(name, rows, weight, task, candidates) if needs.per_task else []
                 if weight is None:
                     tau = self.target.read(name)
                 else:
-                    tau = self.target.stage(
-                        name,
-                        factor.examples(slice(size, total)).to(wide).combine(weight),
-                    )
+                    assert rows is not None
+                    tau = self.target.stage(name, rows.combine(weight))
                 momentum = self.geometry.momentum(parameter, name) if needs.momentum else None
                 tau = torch.zeros(factor.shape, dtype=wide, device=present.device) if tau is None else tau
                 tau = tau if momentum is None else tau - momentum.to(tau.dtype)
-            products.add(candidates, preconditioner, tau)
+            products.add(candidates, preconditioner, tau, name=name, tasks=tasks, bend=(bend or {}).get(name))
 
         wanted = self.parameters if self._kept is None else self._trainable
         with torch.enable_grad(), Capture(self.model, wanted, total, length, add) as capture:
@@ -325,12 +385,32 @@ class Scorer:
                 capture.backward(torch.where(valid, losses, 0).sum(), valid)
         losses = losses.detach()[:size]
         if products is None:
-            products = Products(needs, size, losses.dtype, present.device, self.chunk_elements)
+            products = Products(needs, size, losses.dtype, present.device, self.chunk_elements, self._tasks)
+        products.finish()
         if weight is not None and products.alignment is not None:
             reached = valid[:size]
             if bool(reached.any()) and not bool(products.alignment[reached].isfinite().any()):
                 raise TargetNotFinite("the target gradient is not finite")
         return losses, products
+
+    def _task_gradients(
+        self, name: str, rows: Factor | None, weight: Tensor | None, task: Tensor | None, like: Factor
+    ) -> list[Tensor]:
+        """A parameter's gradient on every target task, each the mean of its examples by their weights."""
+        found = []
+        for number in range(self._tasks):
+            key = f"{name}{TASK}{number}"
+            if rows is None or weight is None or task is None:
+                tau = self.target.read(key)
+            else:
+                own = torch.where(task == number, weight, 0)
+                tau = self.target.stage(key, rows.combine(own / own.sum().clamp_min(torch.finfo(own.dtype).tiny)))
+            found.append(like.combine(torch.zeros(len(like), device=self._device)) if tau is None else tau)
+        return found
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
 
     def _check_target(self, losses: Float[Tensor, " target"], weight: Float[Tensor, " target"]) -> None:
         loss = torch.where(weight > 0, losses * weight, 0).sum()
@@ -344,7 +424,7 @@ class Scorer:
         Returns:
             The stored target gradient and its counters.
         """
-        return {"target": self.target.state_dict()}
+        return {"target": self.target.state_dict(), "tasks": self._tasks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state; scoring goes on bit for bit as if it had never stopped.
@@ -355,46 +435,14 @@ class Scorer:
         Raises:
             ValueError: the state belongs to other parameters.
         """
-        strangers = set(state["target"]["gradients"]) - set(self.parameters)
+        strangers = {name.split(TASK)[0] for name in state["target"]["gradients"]} - set(self.parameters)
         if strangers:
             raise ValueError(
                 f"the checkpoint's target gradient has parameters that are not scored here: {sorted(strangers)[:3]}; "
                 f"was scoring.layers changed?"
             )
         self.target.load_state_dict(state["target"])
-
-
-def concatenate(first: Batch, second: Batch) -> dict[str, Tensor]:
-    """Two batches as one, padded on the right to the longer of the two.
-
-    Args:
-        first: a batch.
-        second: another.
-
-    Returns:
-        ``input_ids``, ``attention_mask`` and ``labels`` of both.
-    """
-    length = max(first["input_ids"].shape[1], second["input_ids"].shape[1])
-    fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE}
-    return {
-        key: torch.cat([F.pad(batch[key], (0, length - batch[key].shape[1]), value=value) for batch in (first, second)])
-        for key, value in fill.items()
-    }
-
-
-def _target_weight(target: Batch, weight: Tensor | None) -> Tensor:
-    present = response_tokens(target) > 0
-    if weight is None:
-        weight = torch.ones(len(present), device=present.device)
-    if weight.shape != present.shape or not bool((weight >= 0).all()):
-        raise ValueError(
-            f"target_weight must be one weight >= 0 for each of the {len(present)} target examples, "
-            f"got {weight.tolist()}"
-        )
-    weight = torch.where(present, weight, 0).double()
-    if not bool(weight.sum() > 0):
-        raise ValueError("no example of the target batch has a response token and a positive weight")
-    return weight / weight.sum()
+        self._tasks = int(state.get("tasks", 0))
 
 
 def _finite(products: Products, size: int) -> Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 POWERS = (0, 1, 2)
+POOLINGS = ("mean", "position")
+META = ("id", "source", "group", "noise")
+"""Facts about candidates that no model gives; ``group`` and ``noise`` are hidden labels, for analysis only."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,18 @@ class Needs:
         gram: p in K_ij = <g_i, P^p g_j>.
         norms: p in ||P^(p/2) g_i||; cheaper than ``gram`` where only its diagonal is used.
         momentum: subtract from tau what the optimizer's momentum already brings.
+        per_task: alignment with the gradient of every target task, and the raw norms of those gradients.
+        curvature: <g_i, H sum_j g_j>, H the Hessian of the target loss, raw.
+        sketch: size of the CountSketch that ``gram`` and ``alignment`` are taken from; None for exact ones.
+        sketch_seed: seed of the CountSketch.
+        hidden: pooled last hidden states of the pool, ``mean`` over tokens or weighted by ``position``.
+        target_hidden: the same of the target batch.
+        nuclear: nuclear norm of each candidate's logits at its response positions.
+        reference: losses under the reference model (scoring.reference).
+        meta: facts to be given, of ``META``.
 
     Raises:
-        ValueError: a power is not 0, 1 or 2.
+        ValueError: a power is not 0, 1 or 2, a word is unknown, or parts of it exclude each other.
     """
 
     losses: bool = False
@@ -33,12 +46,46 @@ class Needs:
     gram: int | None = None
     norms: int | None = None
     momentum: bool = False
+    per_task: bool = False
+    curvature: bool = False
+    sketch: int | None = None
+    sketch_seed: int = 0
+    hidden: str | None = None
+    target_hidden: bool = False
+    nuclear: bool = False
+    reference: bool = False
+    meta: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("alignment", "gram", "norms"):
             power = getattr(self, name)
             if power is not None and power not in POWERS:
                 raise ValueError(f"Needs.{name} is a power of P, one of {POWERS}; got {power!r}")
+        if self.hidden is not None and self.hidden not in POOLINGS:
+            raise ValueError(f"Needs.hidden is one of {', '.join(POOLINGS)} or None; got {self.hidden!r}")
+        if self.target_hidden and self.hidden is None:
+            raise ValueError("Needs.target_hidden takes the pooling of Needs.hidden, which is None")
+        if self.per_task and self.alignment is None:
+            raise ValueError("Needs.per_task splits Needs.alignment by task, which is None")
+        if set(self.meta) - set(META):
+            raise ValueError(f"Needs.meta names facts of {', '.join(META)}; got {self.meta!r}")
+        if self.backward and self.states:
+            raise ValueError("hidden states and nuclear norms come from a forward alone: ask for no gradients beside")
+        if self.curvature and self.alignment is None:
+            raise ValueError("Needs.curvature is the second order of Needs.alignment, which is None")
+        if self.sketch is not None:
+            self._check_sketch(self.sketch)
+
+    def _check_sketch(self, size: int) -> None:
+        if size < 1 or self.gram is None or self.norms is not None or self.per_task:
+            raise ValueError(f"Needs.sketch is a size >= 1 for gram and alignment alone; got {self!r}")
+        if self.alignment is not None and self.alignment < self.gram / 2:
+            raise ValueError("Needs.sketch needs alignment >= gram / 2: the target would need a negative power of P")
+
+    @property
+    def states(self) -> bool:
+        """Whether the last hidden states are read."""
+        return self.hidden is not None or self.nuclear
 
     @property
     def backward(self) -> bool:
@@ -48,12 +95,12 @@ class Needs:
     @property
     def target(self) -> bool:
         """Whether a target batch is needed."""
-        return self.alignment is not None
+        return self.alignment is not None or self.target_hidden
 
     @property
     def forward(self) -> bool:
         """Whether the pool has to be scored at all."""
-        return self.losses or self.backward
+        return self.losses or self.backward or self.states
 
 
 @dataclass(frozen=True)
@@ -67,6 +114,15 @@ class Signals:
         alignment: b, the first-order utility of each candidate.
         gram: K, the inner products of the candidates.
         norms: the gradient norms.
+        task_alignment: alignment with every target task's own gradient.
+        task_norms: norms of the tasks' gradients, raw.
+        curvature: <g_i, H sum_j g_j> over the valid candidates j.
+        hidden: pooled last hidden states of the pool.
+        target_hidden: those of the target batch.
+        target_share: share of every target example in the target, summing to one; with ``target_hidden``.
+        nuclear: nuclear norms of the logits, before any scale or cap the model puts on them.
+        reference: losses under the reference model.
+        meta: the facts asked for, a word per candidate; empty words where there is none.
     """
 
     valid: Bool[Tensor, " pool"]
@@ -75,6 +131,15 @@ class Signals:
     alignment: Float[Tensor, " pool"] | None = None
     gram: Float[Tensor, "pool pool"] | None = None
     norms: Float[Tensor, " pool"] | None = None
+    task_alignment: Float[Tensor, "tasks pool"] | None = None
+    task_norms: Float[Tensor, " tasks"] | None = None
+    curvature: Float[Tensor, " pool"] | None = None
+    hidden: Float[Tensor, "pool width"] | None = None
+    target_hidden: Float[Tensor, "target width"] | None = None
+    target_share: Float[Tensor, " target"] | None = None
+    nuclear: Float[Tensor, " pool"] | None = None
+    reference: Float[Tensor, " pool"] | None = None
+    meta: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Size of the pool, B."""

@@ -1,0 +1,53 @@
+"""A Hessian-vector product of the target loss: the second order of what a step on the pool does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from winnow.losses import Batch, example_losses
+
+
+def pool_curvature(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    pool: Batch,
+    usable: Bool[Tensor, " pool"],
+    target: Batch,
+    weight: Float[Tensor, " target"],
+    reduction: str = "mean",
+) -> dict[str, Tensor]:
+    """H v with H the Hessian of the weighted target loss and v = sum_j g_j over the pool, by double backward.
+
+    Args:
+        model: a causal language model, scored as it is (dropout off).
+        parameters: those that take part; H and v are restricted to them.
+        pool: the candidates.
+        usable: which of them v sums over; the others are not run.
+        target: target examples.
+        weight: share of each in the target loss, summing to one; those of weight zero are not run.
+        reduction: ``mean`` | ``sum`` over an example's response tokens.
+
+    Returns:
+        H v by parameter, in the parameters' own precision; parameters that the loss does not bend are missing.
+    """
+    held = list(parameters.values())
+    # Fused attention kernels have no second derivative.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        losses = example_losses(model, _rows(pool, usable), reduction)
+        total = torch.autograd.grad(losses[losses.isfinite()].sum(), held, allow_unused=True)
+        losses = example_losses(model, _rows(target, weight > 0), reduction)
+        loss = (losses * weight[weight > 0].to(losses.dtype)).sum()
+        first = torch.autograd.grad(loss, held, create_graph=True, allow_unused=True)
+        pairs = zip(first, total, strict=True)
+        terms = [(mine * other).sum() for mine, other in pairs if mine is not None and other is not None]
+        second = torch.autograd.grad(torch.stack(terms).sum(), held, allow_unused=True)
+    return {name: value.detach() for name, value in zip(parameters, second, strict=True) if value is not None}
+
+
+def _rows(batch: Batch, index: Tensor) -> dict[str, Tensor]:
+    return {key: batch[key][index] for key in ("input_ids", "attention_mask", "labels")}
