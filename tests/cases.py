@@ -1,6 +1,6 @@
 """The table of selectors: the contract tests run every row, and a selector without a row fails them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ class Case:
     """A selector as the tests see it.
 
     ``variants`` are settings worth running beside the default, at ``filter_size`` 4; ``keeps`` says how many
-    are kept of a pool where everything is valid and useful: "k" | "up to k" | "all" | "any".
+    are kept of a pool where everything is valid and useful: "k" | "up to k" | "all" | "any". ``contract`` is
+    False for what chooses by a record instead of by the pool. ``small`` are settings that bound the state.
     """
 
     name: str
@@ -24,6 +25,8 @@ class Case:
     keeps: str = "k"
     draws: bool = False
     state: bool = False
+    contract: bool = True
+    small: dict[str, Any] = field(default_factory=dict)
 
     def every(self, **options: Any) -> list[Any]:
         """One selector per variant."""
@@ -53,6 +56,24 @@ CASES = [
     Case("grad_norm", selectors.GradNorm, ({"sampling": "importance"},), keeps="up to k", draws=True),
     Case("tracin", selectors.TracIn),
     Case("greats", selectors.Greats, ({}, {"as_released": True, "lr": 1e-3})),
+    Case("mid_ppl", selectors.MidPPL, ({}, {"center": 0.25})),
+    Case("mid_ppl", selectors.MidPPL, ({"width": 0.7},), draws=True),
+    Case("selective_backprop", selectors.SelectiveBackprop, draws=True, state=True, small={"window": 30}),
+    Case("selective_backprop", selectors.SelectiveBackprop, ({"sampling": "bernoulli"},), keeps="up to k", draws=True),
+    Case("rho_loss", selectors.RhoLoss),
+    Case("embedding", selectors.Embedding),
+    Case("less", selectors.Less),
+    Case("opus", selectors.Opus, ({}, {"sketch": None}, {"as_released": True, "lr": 1e-3}), draws=True),
+    Case("grad_match", selectors.GradMatch, ({}, {"match": "target"}, {"ridge": 0.0}), keeps="up to k"),
+    Case("craig", selectors.Craig, keeps="up to k"),
+    Case("uds", selectors.UDS, ({}, {"alpha": 0.0}), state=True, small={"buffer": 30}),
+    Case("colm", selectors.CoLM),
+    Case("influence_distillation", selectors.InfluenceDistillation, ({}, {"w_max": 2.0}), keeps="up to k"),
+    Case("adapt", selectors.Adapt, ({}, {"normalise": "none"}), keeps="all"),
+    Case("data_shapley", selectors.DataShapley, ({}, {"order": "second", "lr": 0.1})),
+    Case("data_shapley", selectors.DataShapley, ({"weighting": "proportional"},), keeps="up to k"),
+    Case("oracle", selectors.Oracle, draws=True, state=True),
+    Case("replay", selectors.Replay, ({"ledger": "nowhere"},), keeps="any", contract=False),
 ]
 
 
@@ -65,7 +86,15 @@ class Pool:
     diagonal: Tensor
     losses: Tensor
     momentum: Tensor
-    valid: Tensor = field(default_factory=lambda: torch.empty(0))
+    valid: Tensor
+    hidden: Tensor
+    nuclear: Tensor
+    reference: Tensor
+    meta: dict[str, list[str]]
+    anchors: Tensor
+    share: Tensor
+    tasks: Tensor
+    hessian: Tensor
 
     @classmethod
     def draw(cls, size: int = 12, width: int = 30, seed: int = 0) -> "Pool":
@@ -85,7 +114,25 @@ class Pool:
             losses=normal(size).exp(),
             momentum=normal(width) * 0.1,
             valid=torch.ones(size, dtype=torch.bool),
+            hidden=normal(size, 6) + 1,
+            nuclear=normal(size).exp(),
+            reference=normal(size).exp(),
+            meta={
+                "id": [f"example-{at}" for at in range(size)],
+                "source": [("dolly", "flan", "flan", "cot", "flan", "cot")[at % 6] for at in range(size)],
+                "group": [("in", "near", "", "near")[at % 4] for at in range(size)],
+                "noise": [("", "", "wrong")[at % 3] for at in range(size)],
+            },
+            anchors=normal(5, 6) + 1,
+            share=torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25], dtype=torch.float64),
+            tasks=normal(3, width),
+            hessian=(lambda root: root @ root.T / width)(normal(width, width)),
         )
+
+    def spoil(self, rows: Any, value: float) -> None:
+        """Make everything that scoring says of some candidates a number that is not finite."""
+        for held in (self.gradients, self.losses, self.hidden, self.nuclear, self.reference):
+            held[rows] = value
 
     def __len__(self) -> int:
         return len(self.gradients)
@@ -93,14 +140,10 @@ class Pool:
     def __getitem__(self, index: Any) -> "Pool":
         """The candidates at some positions, in that order."""
         index = torch.as_tensor(index)
-        return Pool(
-            self.gradients[index],
-            self.target,
-            self.diagonal,
-            self.losses[index],
-            self.momentum,
-            self.valid[index],
-        )
+        fields = ("gradients", "losses", "valid", "hidden", "nuclear", "reference")
+        chosen = {name: getattr(self, name)[index] for name in fields}
+        meta = {name: [words[at] for at in index.tolist()] for name, words in self.meta.items()}
+        return replace(self, **chosen, meta=meta)
 
     def products(self, gram: int, alignment: int, momentum: bool = False) -> tuple[Tensor, Tensor]:
         """K and b at powers of P."""
@@ -111,6 +154,8 @@ class Pool:
     def signals(self, needs: Needs, dtype: torch.dtype = torch.float64) -> Signals:
         """What was asked for, and nothing else."""
         kernel, alignment = self.products(needs.gram or 0, needs.alignment or 0, needs.momentum)
+        by_task = self.tasks @ (self.gradients * self.diagonal ** (needs.alignment or 0)).T
+        total = self.gradients[self.valid & self.gradients.isfinite().all(1)].sum(0)
         norms = (self.gradients.square() * self.diagonal ** (needs.norms or 0)).sum(1).sqrt()
         return Signals(
             valid=self.valid,
@@ -119,4 +164,13 @@ class Pool:
             alignment=None if needs.alignment is None else alignment.to(dtype),
             gram=None if needs.gram is None else kernel.to(dtype),
             norms=None if needs.norms is None else norms.to(dtype),
+            task_alignment=by_task.to(dtype) if needs.per_task else None,
+            task_norms=self.tasks.norm(dim=1).to(dtype) if needs.per_task else None,
+            curvature=(self.gradients @ self.hessian @ total).to(dtype) if needs.curvature else None,
+            hidden=None if needs.hidden is None else self.hidden.to(dtype),
+            target_hidden=self.anchors.to(dtype) if needs.target_hidden else None,
+            target_share=self.share if needs.target_hidden else None,
+            nuclear=self.nuclear.to(dtype) if needs.nuclear else None,
+            reference=self.reference.to(dtype) if needs.reference else None,
+            meta={name: self.meta[name] for name in needs.meta},
         )

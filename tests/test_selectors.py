@@ -14,15 +14,19 @@ from omegaconf import OmegaConf
 
 from tests.cases import CASES, Case, Pool
 from winnow import selectors, weights
-from winnow.selectors import FilterWeight, GradNorm, Greats, Selector
+from winnow.selectors import FilterWeight, GradMatch, GradNorm, Greats, Selector
 from winnow.selectors.grad_norm import importance_weights
 from winnow.signals import Needs
 
 ROOT = Path(__file__).parents[1]
-OURS = "filter_weight"
 CARD = ("Needs", "Cost", "Rule", "Knobs", "Source", "Departures")
 
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{'+'.join(case.variants[0])}")
+
+def over(cases):
+    return pytest.mark.parametrize("case", cases, ids=lambda case: f"{case.name}-{'+'.join(case.variants[0])}")
+
+
+every_case = over([case for case in CASES if case.contract])
 
 
 def generator(seed=0):
@@ -62,12 +66,12 @@ def test_every_selector_has_a_row_a_config_and_is_exported():
     for case in CASES:
         assert case.build.__module__ == f"winnow.selectors.{case.name}"
         assert (ROOT / "conf" / "selector" / f"{case.name}.yaml").exists(), case.name
-        assert case.name == OURS or (ROOT / "conf" / "baseline" / f"{case.name}.yaml").exists(), case.name
+        assert (ROOT / "conf" / "baseline" / f"{case.name}.yaml").exists(), case.name
     baselines = {path.stem for path in (ROOT / "conf" / "baseline").glob("*.yaml")}
-    assert baselines == set(modules()) - {OURS}
+    assert baselines == set(modules())
 
 
-@every_case
+@over(CASES)
 def test_the_docstring_is_a_method_card(case):
     card = inspect.getdoc(case.build)
     headings = re.findall(r"^(\w+):", card, flags=re.MULTILINE)
@@ -95,11 +99,13 @@ def test_a_preset_builds_its_selector(path):
     assert isinstance(build(**options), Selector)
 
 
-@pytest.mark.parametrize("name", [name for name in modules() if name != OURS])
+@pytest.mark.parametrize("name", modules())
 def test_a_baseline_overrides_the_selector(name):
     text = (ROOT / "conf" / "baseline" / f"{name}.yaml").read_text()
     assert text.startswith(f"# @package _global_\n# python train.py baseline={name}\n")
-    assert OmegaConf.to_container(OmegaConf.create(text)) == {"defaults": [{"override /selector": name}]}
+    held = OmegaConf.to_container(OmegaConf.create(text))
+    assert held.pop("defaults") == [{"override /selector": name}]
+    assert held in ({}, {"scoring": {"layers": "last:1"}})  # what a method is defined on; the rest is the protocol's
 
 
 # The contract
@@ -153,8 +159,7 @@ def test_candidates_that_are_not_valid_are_never_kept(case):
     for selector in case.every():
         pool = Pool.draw(12, seed=2)
         pool.valid[[0, 3, 4, 7, 8, 9, 10, 11]] = False
-        pool.gradients[[0, 3]] = torch.nan
-        pool.losses[[0, 3]] = torch.nan
+        pool.spoil([0, 3], torch.nan)
         rest = [1, 2, 5, 6]
         selection = choose(selector, pool)
         assert len(selection) > 0 and set(selection.index.tolist()) <= set(rest)
@@ -173,7 +178,7 @@ def test_scores_that_are_not_finite_are_never_kept(case):
             continue
         pool = Pool.draw(12, seed=3)
         for bad in (torch.nan, torch.inf):
-            pool.gradients[5], pool.losses[5] = bad, bad
+            pool.spoil(5, bad)
             selection = choose(selector, pool)
             assert len(selection) and 5 not in selection.index.tolist()
 
@@ -249,20 +254,64 @@ def test_missing_signals_are_named(case):
                 selector(Pool.draw(6).signals(Needs()), generator())
 
 
+NEEDED = {  # forward, backward, target
+    "nothing": ((False, False, False), {"full", "random", "oracle", "replay"}),
+    "a forward": ((True, False, False), {"max_loss", "mid_ppl", "selective_backprop", "rho_loss", "uds"}),
+    "a forward, with the target": ((True, False, True), {"embedding", "adapt"}),
+    "gradients": ((True, True, False), {"grad_norm", "grad_match", "craig", "colm"}),
+    "gradients, with the target": (
+        (True, True, True),
+        {"filter_weight", "tracin", "less", "greats", "opus", "influence_distillation", "data_shapley"},
+    ),
+}
+
+
 def test_only_what_is_needed_is_asked_for():
-    expected = {
-        "full": (False, False, False),
-        "random": (False, False, False),
-        "max_loss": (True, False, False),
-        "grad_norm": (True, True, False),
-        "tracin": (True, True, True),
-        "greats": (True, True, True),
-    }
+    named = {name: flags for flags, names in NEEDED.values() for name in names}
+    assert set(named) == set(modules())
+    for case in CASES:
+        needs = case.every()[0].needs
+        assert (needs.forward, needs.backward, needs.target) == named[case.name], case.name
+    assert GradMatch(match="target").needs.target
+
+
+def test_hidden_labels_reach_the_oracle_alone_and_recorded_ids_replay():
+    allowed = {"oracle": {"group", "noise"}, "replay": {"id"}, "colm": {"source"}}
     for case in CASES:
         for selector in case.every():
-            needs = selector.needs
-            if case.name in expected:
-                assert (needs.forward, needs.backward, needs.target) == expected[case.name], case.name
+            assert set(selector.needs.meta) == allowed.get(case.name, set()), case.name
+
+
+STATEFUL = [case for case in CASES if case.state]
+
+
+def test_what_has_state_is_marked():
+    stateful = {case.name for case in CASES if hasattr(case.every()[0], "state_dict")}
+    assert stateful == {case.name for case in STATEFUL} | {"replay"}
+
+
+@over(STATEFUL)
+def test_state_resumes_as_if_never_stopped(case, tmp_path):
+    for options in ({}, case.small):
+        for unbroken, broken, resumed in zip(*(case.every(**options) for _ in range(3)), strict=True):
+            pools = [Pool.draw(12, seed=seed) for seed in range(6)]
+            expected = [described(choose(unbroken, pool, seed)) for seed, pool in enumerate(pools)]
+            first = [described(choose(broken, pool, seed)) for seed, pool in enumerate(pools[:3])]
+            state = broken.state_dict()
+            choose(broken, pools[5], 9)  # what is saved is a copy
+            torch.save(state, tmp_path / "state")
+            resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+            rest = [described(choose(resumed, pool, seed)) for seed, pool in list(enumerate(pools))[3:]]
+            assert first + rest == expected
+
+
+@over([case for case in STATEFUL if case.small])
+def test_state_is_bounded(case):
+    for selector in case.every(**case.small):
+        for seed in range(12):
+            choose(selector, Pool.draw(12, seed=seed), seed)
+        (bound,) = case.small.values()
+        assert [len(value) for value in selector.state_dict().values()] == [bound]
 
 
 # Filter-then-weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -112,6 +113,42 @@ def given(value: Tensor | None, name: str) -> Tensor:
     return value.detach().cpu().double()
 
 
+def facts(signals: Signals, name: str) -> Sequence[str]:
+    """Facts about the candidates that were asked for.
+
+    Args:
+        signals: the pool's signals.
+        name: ``id``, ``source``, ``group`` or ``noise``.
+
+    Returns:
+        A word per candidate, empty where there is none.
+
+    Raises:
+        ValueError: they were not given.
+    """
+    if name not in signals.meta:
+        raise ValueError(f"the selector needs signals.meta[{name!r}], which was not given: score with its `needs`")
+    return signals.meta[name]
+
+
+def source_of_chance(generator: torch.Generator | None, name: str) -> torch.Generator:
+    """The generator a selector that draws was given.
+
+    Args:
+        generator: the generator.
+        name: the selector.
+
+    Returns:
+        The generator.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if generator is None:
+        raise ValueError(f"{name} draws from the generator it is given and never from a global one: pass one")
+    return generator
+
+
 def keep(
     signals: Signals,
     index: Int[Tensor, " kept"],
@@ -129,7 +166,7 @@ def keep(
     Returns:
         The selection, weights in float32, or float64 where the signals are.
     """
-    found = [signals.losses, signals.alignment, signals.gram, signals.norms]
+    found = [signals.losses, signals.alignment, signals.gram, signals.norms, signals.hidden, signals.nuclear]
     double = any(value is not None and value.dtype == torch.float64 for value in found)
     weight = torch.ones(len(index)) if weight is None else weight
     weight = weight.to(signals.valid.device, torch.float64 if double else torch.float32)

@@ -1,0 +1,55 @@
+"""Similarity to the target in the model's own embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from winnow.filters import top
+from winnow.hidden import cosines
+from winnow.selection import Selection
+from winnow.selectors.base import candidates, check_filter_size, given, keep
+from winnow.signals import Needs, Signals
+
+
+@dataclass
+class Embedding:
+    """Keep the k candidates whose embeddings are most similar to the target examples'.
+
+    Needs: hidden states of pool and target, their mean over tokens. A target task.
+    Cost: a forward over pool and target, then training on the kept.
+    Rule: S = top-k of the mean over the target batch of cos(h_i, h_j), h the mean of the last hidden states. w_i = 1.
+    Knobs:
+        filter_size: candidates kept, k; 1 to data.pool_size.
+    Source: the SBERT baseline of GREATS (Wang et al. 2024, NeurIPS), with the states of the model being trained.
+    Departures: those states in place of a separate sentence encoder's, so that nothing is downloaded and the embedding
+        moves with the model. With several target tasks the mean takes their weights.
+    """
+
+    filter_size: int = 4
+
+    def __post_init__(self) -> None:
+        check_filter_size(self.filter_size)
+
+    @property
+    def needs(self) -> Needs:
+        """Hidden states: a forward, never a backward."""
+        return Needs(hidden="mean", target_hidden=True)
+
+    def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
+        """Choose from one pool; deterministic.
+
+        Args:
+            signals: hidden, target_hidden and target_share.
+            generator: unused.
+
+        Returns:
+            Candidates with weight one. Diagnostics: ``similarity``, the mean of the kept.
+        """
+        states, anchors = given(signals.hidden, "hidden"), given(signals.target_hidden, "target_hidden")
+        scores = cosines(states, anchors) @ given(signals.target_share, "target_share")
+        usable = candidates(signals, self.filter_size, scores.to(signals.valid.device))
+        chosen = usable[top(scores[usable], self.filter_size)]
+        mean = float(scores[chosen].mean()) if len(chosen) else 0.0
+        return keep(signals, chosen, similarity=mean, short=float(len(usable) < self.filter_size))

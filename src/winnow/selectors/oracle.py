@@ -1,0 +1,89 @@
+"""The hidden labels themselves: an upper bound for analysis, no method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from winnow.filters import top
+from winnow.selection import Selection
+from winnow.selectors.base import candidates, check_filter_size, facts, keep, source_of_chance
+from winnow.signals import Needs, Signals
+
+PATIENCE = 10
+"""Pools in a row without any label after which the stream has none."""
+
+
+@dataclass
+class Oracle:
+    """Keep clean candidates of the target's own domain first, by the stream's hidden labels.
+
+    Needs: meta (hidden labels group and noise), which no other selector is given; no target task.
+    Cost: no scoring, then training on the kept.
+    Rule: S = the first k in the order: clean before spoilt, then by the place of the group in ``groups``, groups
+        that are not listed last, then by chance. w_i = 1.
+    Knobs:
+        filter_size: candidates kept, k; 1 to data.pool_size.
+        groups: values of the hidden label group, the nearest to the target first.
+    Source: ours; only where the stream has labels (data=tasks does).
+    Departures: none. It is a bound on what labels of whole examples can give, not on what selection can: it knows
+        nothing of the model, and a clean candidate may be one the model has learnt already.
+    """
+
+    filter_size: int = 4
+    groups: tuple[str, ...] | list[str] = ("in", "near")
+    unlabelled: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_filter_size(self.filter_size)
+
+    @property
+    def needs(self) -> Needs:
+        """The hidden labels."""
+        return Needs(meta=("group", "noise"))
+
+    def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
+        """Choose from one pool.
+
+        Args:
+            signals: meta.
+            generator: decides among candidates with equal labels.
+
+        Returns:
+            Candidates with weight one. Diagnostics: ``clean``, share of the kept without noise.
+
+        Raises:
+            ValueError: the stream has no labels.
+        """
+        source = source_of_chance(generator, "Oracle")
+        groups, noise = facts(signals, "group"), facts(signals, "noise")
+        self.unlabelled = 0 if any(groups) or any(noise) else self.unlabelled + 1
+        if self.unlabelled >= PATIENCE:
+            raise ValueError(
+                f"{self.unlabelled} pools in a row have no hidden label (group, noise), and baseline=oracle chooses by "
+                "nothing else: use a stream that has them (data=tasks), or another baseline"
+            )
+        usable = candidates(signals, self.filter_size)
+        places = {name: place for place, name in enumerate(self.groups)}
+        merit = torch.tensor(
+            [-places.get(groups[at], len(places)) - (len(places) + 1) * bool(noise[at]) for at in usable.tolist()],
+            dtype=torch.float64,
+        )
+        merit = merit + torch.rand(len(merit), generator=source, dtype=torch.float64)  # in [0, 1): breaks ties only
+        chosen = usable[top(merit, self.filter_size)]
+        clean = sum(not noise[at] for at in chosen.tolist()) / max(len(chosen), 1)
+        return keep(signals, chosen, clean=clean, short=float(len(usable) < self.filter_size))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Pools in a row without labels."""
+        return {"unlabelled": self.unlabelled}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the count.
+
+        Args:
+            state: what :meth:`state_dict` gave.
+        """
+        self.unlabelled = int(state["unlabelled"])

@@ -1,0 +1,54 @@
+"""RHO-LOSS: what the model has not learnt and a reference model has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from winnow.filters import top
+from winnow.selection import Selection
+from winnow.selectors.base import candidates, check_filter_size, given, keep
+from winnow.signals import Needs, Signals
+
+
+@dataclass
+class RhoLoss:
+    """Keep the k candidates with the largest reducible holdout loss.
+
+    Needs: losses, and losses under a reference model, named by scoring.reference; no target task.
+    Cost: a forward over the pool, another one by the reference model unless its losses come from a file, then
+        training on the kept. The reference model's own training is not counted.
+    Rule: S = top-k of l_i - l_i^ref, w_i = 1.
+    Knobs:
+        filter_size: candidates kept, k; 1 to data.pool_size.
+    Source: Mindermann et al. 2022, arXiv 2206.07137.
+    Departures: the reference model is whatever scoring.reference names, best one trained on data like the target's; the
+        paper trains it on a holdout set of the stream. A mean over response tokens takes the place of a label's loss.
+    """
+
+    filter_size: int = 4
+
+    def __post_init__(self) -> None:
+        check_filter_size(self.filter_size)
+
+    @property
+    def needs(self) -> Needs:
+        """Two losses: forwards, never a backward."""
+        return Needs(losses=True, reference=True)
+
+    def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
+        """Choose from one pool; deterministic.
+
+        Args:
+            signals: losses and reference.
+            generator: unused.
+
+        Returns:
+            Candidates with weight one. Diagnostics: ``reducible``, the mean of the rule's difference over the kept.
+        """
+        reducible = given(signals.losses, "losses") - given(signals.reference, "reference")
+        usable = candidates(signals, self.filter_size, reducible.to(signals.valid.device))
+        chosen = usable[top(reducible[usable], self.filter_size)]
+        mean = float(reducible[chosen].mean()) if len(chosen) else 0.0
+        return keep(signals, chosen, reducible=mean, short=float(len(usable) < self.filter_size))
