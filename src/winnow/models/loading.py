@@ -74,7 +74,7 @@ def load(
     except OSError as error:
         raise FileNotFoundError(
             f"no causal language model could be loaded from model.path={path!r}: {str(error).splitlines()[0]}\n"
-            "Give a Hugging Face name you have access to (model=hub), or a folder made by save_pretrained (model=local)."
+            "Give a Hugging Face name you have access to (model=hub), or a folder of save_pretrained (model=local)."
         ) from error
     return _prepare(model, words, gradient_checkpointing, lora)
 
