@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import hydra
@@ -63,6 +63,7 @@ def build(node: Any, **extra: Any) -> Any:
     if not isinstance(built, partial):
         return built
 
+    @wraps(built.func)  # its signature says what arguments are left
     def complete(*arguments: Any, **more: Any) -> Any:
         with blaming(key):
             return built(*arguments, **more)

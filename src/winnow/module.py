@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from winnow.budget import Budget
 from winnow.losses import example_losses, response_tokens
+from winnow.optim import wants_names
 from winnow.record import StepRecord
 from winnow.scorer import Scorer, TargetNotFinite
 from winnow.selection import Selection
@@ -34,7 +35,8 @@ class SelectionModule(lightning.LightningModule):
         model: a Hugging Face causal language model, possibly with a LoRA adapter.
         selector: chooses from :class:`winnow.signals.Signals`.
         scorer: builds the :class:`winnow.scorer.Scorer` from model and optimizer.
-        optimizer: builds the optimizer from the trainable parameters.
+        optimizer: builds the optimizer from the trainable parameters; from pairs of name and parameter
+            if its first argument is called ``named_parameters``.
         scheduler: builds a learning-rate schedule from the optimizer; stepped once per update.
         clip_norm: bound on the gradient norm; None for no clipping.
         max_idle_steps: pools in a row that may lead to no update before the run is given up.
@@ -49,7 +51,7 @@ class SelectionModule(lightning.LightningModule):
         model: nn.Module,
         selector: Selector,
         scorer: Callable[[nn.Module, torch.optim.Optimizer], Scorer],
-        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        optimizer: Callable[[list[Any]], torch.optim.Optimizer],
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
         clip_norm: float | None = None,
         max_idle_steps: int = 100,
@@ -77,7 +79,8 @@ class SelectionModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule over the parameters that require gradients."""
         scorer, optimizer, scheduler = self._build
-        built = optimizer([parameter for parameter in self.model.parameters() if parameter.requires_grad])
+        trained = [(name, held) for name, held in self.model.named_parameters() if held.requires_grad]
+        built = optimizer(trained if wants_names(optimizer) else [held for _, held in trained])
         self._scorer = scorer(self.model, built)
         if self._scorer_state is not None:
             self._scorer.load_state_dict(self._scorer_state)

@@ -6,20 +6,30 @@ from typing import Any
 
 import torch
 
-from winnow.geometry.adam import AdamGeometry
-from winnow.geometry.base import Diagonal, Geometry, Identity, Preconditioner
-from winnow.geometry.sgd import IdentityGeometry, SGDGeometry
+from winnow.geometry.adafactor import AdafactorRule
+from winnow.geometry.adam import AdamRule
+from winnow.geometry.adam8bit import Adam8bitRule, is_adam8bit
+from winnow.geometry.base import Geometry, Group, Preconditioner, Rule
+from winnow.geometry.muon import MuonRule
+from winnow.geometry.preconditioners import Diagonal, Identity, Multiple, OneSided, RankOne
+from winnow.geometry.sgd import IdentityGeometry, SGDRule
+from winnow.geometry.state import StateGeometry
+from winnow.optim import MuonWithAdamW
 
 __all__ = [
-    "AdamGeometry",
     "Diagonal",
     "Geometry",
     "Identity",
     "IdentityGeometry",
+    "Multiple",
+    "OneSided",
     "Preconditioner",
-    "SGDGeometry",
+    "RankOne",
+    "StateGeometry",
     "geometry_of",
 ]
+
+_MUON: tuple[type, ...] = (torch.optim.Muon,) if hasattr(torch.optim, "Muon") else ()
 
 
 def geometry_of(optimizer: Any, geometry: str | Geometry = "auto", first_step: str = "pool") -> Geometry:
@@ -34,7 +44,7 @@ def geometry_of(optimizer: Any, geometry: str | Geometry = "auto", first_step: s
         The geometry.
 
     Raises:
-        ValueError: the optimizer's geometry is unknown, or ``geometry`` is another word.
+        ValueError: the optimizer's geometry is unknown or does not exist, or ``geometry`` is another word.
     """
     if not isinstance(geometry, str):
         return geometry
@@ -44,11 +54,37 @@ def geometry_of(optimizer: Any, geometry: str | Geometry = "auto", first_step: s
         raise ValueError(f"geometry must be 'auto', 'identity' or a Geometry (scoring.geometry), got {geometry!r}")
     while not isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
+    if isinstance(optimizer, MuonWithAdamW):
+        rules: dict[str, Rule] = {"muon": MuonRule(), "adamw": AdamRule()}
+
+        def rule_of(group: Group) -> Rule:
+            return rules[group["rule"]]
+
+        return StateGeometry(optimizer, rule_of, first_step)
+    rule = _rule(optimizer)
+    return StateGeometry(optimizer, lambda group: rule, first_step)
+
+
+def _rule(optimizer: Any) -> Rule:
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
-        return AdamGeometry(optimizer, first_step)
+        return AdamRule()
+    if is_adam8bit(optimizer):
+        return Adam8bitRule()
     if isinstance(optimizer, torch.optim.SGD):
-        return SGDGeometry(optimizer)
+        return SGDRule()
+    if isinstance(optimizer, torch.optim.Adafactor):
+        return AdafactorRule()
+    if isinstance(optimizer, _MUON):
+        return MuonRule()
+    name = type(optimizer).__name__
+    if "lion" in name.lower():
+        raise ValueError(
+            f"{name} has no geometry: its update is the sign of the momentum, whose derivative in the gradient is zero "
+            f"almost everywhere, so no preconditioner says how a candidate moves it; train with optimizer=adamw or "
+            f"optimizer=muon, or score with plain gradients by scoring.geometry=identity"
+        )
     raise ValueError(
-        f"no geometry is known for the optimizer {type(optimizer).__name__}: supported are Adam, AdamW and SGD of "
-        f"torch.optim; scoring.geometry=identity scores with plain gradients instead"
+        f"no geometry is known for the optimizer {name}: supported are Adam, AdamW, SGD, Adafactor and Muon of "
+        f"torch.optim, winnow.optim.MuonWithAdamW, and Adam and AdamW of bitsandbytes; scoring.geometry=identity "
+        f"scores with plain gradients instead"
     )

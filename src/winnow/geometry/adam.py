@@ -3,89 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import (
-    Diagonal,
-    Identity,
-    OptimizerState,
-    Preconditioner,
-    accumulation_dtype,
-)
+from winnow.geometry.base import Group, Preconditioner, State, steps, wide
+from winnow.geometry.preconditioners import Diagonal, Identity
 
 
-class AdamGeometry:
+class AdamRule:
     """P = diag(1 / (sqrt(v / (1 - beta2^t)) + eps)), everything read from param groups and state.
 
     Serves ``torch.optim.Adam`` and ``AdamW``: plain, foreach, fused, capturable, amsgrad (whose running
     maximum takes the place of v).
-
-    Args:
-        optimizer: the optimizer.
-        first_step: P of a parameter that has no state yet: ``pool`` takes v_hat as the square of the
-            pool's mean gradient, which is what Adam's own first step does with it; ``identity`` takes I.
-
-    Raises:
-        ValueError: ``first_step`` is neither.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, first_step: str = "pool") -> None:
-        if first_step not in ("pool", "identity"):
-            raise ValueError(f"first_step must be 'pool' or 'identity' (scoring.first_step), got {first_step!r}")
-        self.state = OptimizerState(optimizer)
-        self.first_step = first_step
+    def step_size(self, group: Group, state: State, rate: float) -> float:
+        """Rate (1 - beta1) / (1 - beta1^t), t counting the coming step.
+
+        Args:
+            group: options of the parameter's group.
+            state: its state.
+            rate: learning rate.
+
+        Returns:
+            What multiplies P g in the update.
+        """
+        beta = group["betas"][0]
+        return float(rate * ((1 - beta) / (1 - beta ** (steps(state) + 1))))
 
     def preconditioner(
         self,
         parameter: torch.nn.Parameter,
-        name: str,
-        mean: Callable[[], Float[Tensor, "*shape"]],
+        group: Group,
+        state: State,
+        mean: Callable[[], Float[Tensor, "*shape"]] | None,
     ) -> Preconditioner:
         """The frozen diagonal.
 
         Args:
             parameter: the parameter.
-            name: its name, for errors.
-            mean: the pool's mean gradient, used at the first step.
+            group: options of its group.
+            state: its state.
+            mean: the pool's mean gradient, for the first step; v_hat is then its square.
 
         Returns:
-            A diagonal, or the identity at the first step if so configured.
+            A diagonal, or the identity at the first step without ``mean``.
         """
-        group, state = self.state.group(parameter, name), self.state.state(parameter)
-        if not _started(state):
-            if self.first_step == "identity":
-                return Identity()
-            return Diagonal(1 / (mean().abs() + group["eps"]))
-        second = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-        second = second.to(accumulation_dtype(second.dtype))
-        correction = 1 - group["betas"][1] ** _steps(state)
-        return Diagonal(1 / ((second / correction).sqrt() + group["eps"]))
+        if steps(state) == 0:
+            return Identity() if mean is None else Diagonal(1 / (mean().abs() + group["eps"]))
+        correction = 1 - group["betas"][1] ** steps(state)
+        return Diagonal(1 / ((self.second_moment(group, state) / correction).sqrt() + group["eps"]))
 
-    def momentum(self, parameter: torch.nn.Parameter, name: str) -> Float[Tensor, "*shape"] | None:
+    def momentum(self, group: Group, state: State) -> Float[Tensor, "*shape"] | None:
         """beta1 m / (1 - beta1^t), t counting the coming step.
 
         Args:
-            parameter: the parameter.
-            name: its name, for errors.
+            group: options of the parameter's group.
+            state: its state.
 
         Returns:
             The term, or None before the first step.
         """
-        group, state = self.state.group(parameter, name), self.state.state(parameter)
-        if not _started(state):
+        if steps(state) == 0:
             return None
         beta = group["betas"][0]
-        mean = state["exp_avg"]
-        return mean.to(accumulation_dtype(mean.dtype)) * (beta / (1 - beta ** (_steps(state) + 1)))
+        return self.first_moment(state) * (beta / (1 - beta ** (steps(state) + 1)))
 
+    def first_moment(self, state: State) -> Float[Tensor, "*shape"]:
+        """m, without bias correction.
 
-def _steps(state: dict[str, Any]) -> float:
-    return float(state["step"])
+        Args:
+            state: a parameter's state.
 
+        Returns:
+            The moment in float32 or float64.
+        """
+        return wide(state["exp_avg"])
 
-def _started(state: dict[str, Any]) -> bool:
-    return "step" in state and _steps(state) > 0
+    def second_moment(self, group: Group, state: State) -> Float[Tensor, "*shape"]:
+        """v, without bias correction.
+
+        Args:
+            group: options of the parameter's group.
+            state: its state.
+
+        Returns:
+            The moment in float32 or float64.
+        """
+        return wide(state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"])

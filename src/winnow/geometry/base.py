@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.gradients.factors import Factor, Scaled
+from winnow.gradients.factors import Factor
+
+Group = dict[str, Any]
+"""Options of a param group."""
+
+State = dict[str, Any]
+"""An optimizer's state of one parameter; empty before its first step."""
 
 
 @runtime_checkable
@@ -46,126 +51,32 @@ class Geometry(Protocol):
         """What momentum will add to the next update, in units of the gradient; None if nothing."""
 
 
-@dataclass(frozen=True)
-class Identity:
-    """P = I."""
+@runtime_checkable
+class Rule(Protocol):
+    """One optimizer's update rule, linearised: update = const - P (step_size * gradient + rate * momentum)."""
 
-    def tensor(self, gradient: Float[Tensor, "*shape"], power: float) -> Float[Tensor, "*shape"]:
-        """The gradient itself.
+    def step_size(self, group: Group, state: State, rate: float) -> float:
+        """What multiplies P g in the coming update, at a learning rate."""
 
-        Args:
-            gradient: any tensor.
-            power: ignored.
+    def preconditioner(
+        self, parameter: torch.nn.Parameter, group: Group, state: State, mean: Callable[[], Tensor] | None
+    ) -> Preconditioner:
+        """P, without the step size. ``mean`` is None where P before the first step is to be the identity."""
 
-        Returns:
-            The same tensor.
-        """
-        return gradient
-
-    def factor(self, factor: Factor, power: float) -> Factor:
-        """The gradients themselves.
-
-        Args:
-            factor: gradients of a batch.
-            power: ignored.
-
-        Returns:
-            The same factor.
-        """
-        return factor
+    def momentum(self, group: Group, state: State) -> Tensor | None:
+        """What momentum adds to the gradient's own share of the update, before P."""
 
 
-@dataclass(frozen=True)
-class Diagonal:
-    """P = diag(diagonal).
+def steps(state: State) -> float:
+    """How many steps a parameter has made.
 
     Args:
-        diagonal: positive entries, of the parameter's shape.
+        state: its state.
+
+    Returns:
+        The count; 0 before the first.
     """
-
-    diagonal: Float[Tensor, "*shape"]
-
-    def power(self, power: float) -> Float[Tensor, "*shape"]:
-        """Entries of P^power.
-
-        Args:
-            power: any real.
-
-        Returns:
-            A tensor of the parameter's shape.
-        """
-        if power == 0.5:
-            return self.diagonal.sqrt()
-        return self.diagonal if power == 1 else self.diagonal**power
-
-    def tensor(self, gradient: Float[Tensor, "*shape"], power: float) -> Float[Tensor, "*shape"]:
-        """P^power o gradient.
-
-        Args:
-            gradient: a tensor of the parameter's shape.
-            power: any real; 0 is the identity.
-
-        Returns:
-            The scaled gradient.
-        """
-        return gradient if power == 0 else gradient * self.power(power).to(gradient.dtype)
-
-    def factor(self, factor: Factor, power: float) -> Factor:
-        """P^power o G_i.
-
-        Args:
-            factor: gradients of a batch.
-            power: any real; 0 is the identity.
-
-        Returns:
-            The scaled gradients, still factorised below the scale.
-        """
-        return factor if power == 0 else Scaled(factor, self.power(power).to(factor.dtype))
-
-
-class OptimizerState:
-    """Param groups and state of a torch optimizer, by parameter.
-
-    Args:
-        optimizer: a ``torch.optim.Optimizer``.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-
-    def group(self, parameter: torch.nn.Parameter, name: str) -> dict[str, Any]:
-        """Options of the group a parameter is in.
-
-        Args:
-            parameter: the parameter.
-            name: its name, for the error.
-
-        Returns:
-            The param group.
-
-        Raises:
-            ValueError: the optimizer does not hold the parameter, or maximizes.
-        """
-        for group in self.optimizer.param_groups:
-            if any(held is parameter for held in group["params"]):
-                if group.get("maximize"):
-                    raise ValueError("maximize=True is not supported: the target loss is to go down")
-                return group
-        raise ValueError(
-            f"trainable parameter {name!r} is not in the optimizer: freeze it, or leave it out with scoring.layers"
-        )
-
-    def state(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
-        """State of a parameter.
-
-        Args:
-            parameter: the parameter.
-
-        Returns:
-            Its state; empty before its first step.
-        """
-        state: dict[str, Any] = self.optimizer.state.get(parameter, {})
-        return state
+    return float(state.get("step", 0))
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -178,3 +89,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
         ``torch.float32`` or ``torch.float64``.
     """
     return torch.promote_types(dtype, torch.float32)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor of an optimizer's state in the precision products are taken in.
+
+    Args:
+        tensor: any floating-point tensor.
+
+    Returns:
+        The tensor in float32 or float64.
+    """
+    return tensor.to(accumulation_dtype(tensor.dtype))

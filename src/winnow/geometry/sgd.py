@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import Identity, OptimizerState, Preconditioner
+from winnow.geometry.base import Group, Preconditioner, State
+from winnow.geometry.preconditioners import Identity
 
 
 class IdentityGeometry:
@@ -41,28 +42,56 @@ class IdentityGeometry:
         """
 
 
-class SGDGeometry(IdentityGeometry):
-    """``torch.optim.SGD``: the update is -lr (g + momentum * buffer), so P = I.
+class SGDRule:
+    """``torch.optim.SGD``: the update is -lr (c g + momentum * buffer), so P = I."""
 
-    Args:
-        optimizer: the optimizer whose momentum buffers are read.
-    """
+    def step_size(self, group: Group, state: State, rate: float) -> float:
+        """Rate times the gradient's own share c: 1 - dampening; with Nesterov, 1 + momentum.
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.state = OptimizerState(optimizer)
+        Args:
+            group: options of the parameter's group.
+            state: its state; the first step has no dampening.
+            rate: learning rate.
 
-    def momentum(self, parameter: torch.nn.Parameter, name: str) -> Float[Tensor, "*shape"] | None:  # type: ignore[override]
+        Returns:
+            What multiplies g in the update.
+        """
+        if group["momentum"] == 0:
+            return rate
+        damped = 1 - group["dampening"] if state.get("momentum_buffer") is not None else 1.0
+        return float(rate * (1 + group["momentum"] if group["nesterov"] else damped))
+
+    def preconditioner(
+        self,
+        parameter: torch.nn.Parameter,
+        group: Group,
+        state: State,
+        mean: Callable[[], Float[Tensor, "*shape"]] | None,
+    ) -> Preconditioner:
+        """P = I.
+
+        Args:
+            parameter: ignored.
+            group: ignored.
+            state: ignored.
+            mean: ignored.
+
+        Returns:
+            The identity.
+        """
+        return Identity()
+
+    def momentum(self, group: Group, state: State) -> Float[Tensor, "*shape"] | None:
         """The momentum times the buffer; with Nesterov, momentum squared * buffer.
 
         Args:
-            parameter: the parameter.
-            name: its name, for errors.
+            group: options of the parameter's group.
+            state: its state.
 
         Returns:
             The term, or None before the first step or without momentum.
         """
-        group = self.state.group(parameter, name)
-        buffer = self.state.state(parameter).get("momentum_buffer")
+        buffer = state.get("momentum_buffer")
         if buffer is None or group["momentum"] == 0:
             return None
         return group["momentum"] ** (2 if group["nesterov"] else 1) * buffer

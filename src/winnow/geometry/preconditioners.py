@@ -1,0 +1,250 @@
+"""The forms that P of one parameter takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from winnow.geometry.base import Preconditioner
+from winnow.gradients.factors import Factor, Scaled
+from winnow.gradients.transform import multiply_left, multiply_right, scale_sides, times
+
+
+@dataclass(frozen=True)
+class Identity:
+    """P = I."""
+
+    def tensor(self, gradient: Float[Tensor, "*shape"], power: float) -> Float[Tensor, "*shape"]:
+        """The gradient itself.
+
+        Args:
+            gradient: any tensor.
+            power: ignored.
+
+        Returns:
+            The same tensor.
+        """
+        return gradient
+
+    def factor(self, factor: Factor, power: float) -> Factor:
+        """The gradients themselves.
+
+        Args:
+            factor: gradients of a batch.
+            power: ignored.
+
+        Returns:
+            The same factor.
+        """
+        return factor
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """P = diag(diagonal).
+
+    Args:
+        diagonal: entries >= 0, of the parameter's shape.
+    """
+
+    diagonal: Float[Tensor, "*shape"]
+
+    def power(self, power: float) -> Float[Tensor, "*shape"]:
+        """Entries of P^power.
+
+        Args:
+            power: any real.
+
+        Returns:
+            A tensor of the parameter's shape.
+        """
+        return _power(self.diagonal, power)
+
+    def tensor(self, gradient: Float[Tensor, "*shape"], power: float) -> Float[Tensor, "*shape"]:
+        """P^power o gradient.
+
+        Args:
+            gradient: a tensor of the parameter's shape.
+            power: any real; 0 is the identity.
+
+        Returns:
+            The scaled gradient.
+        """
+        return gradient if power == 0 else gradient * self.power(power).to(gradient.dtype)
+
+    def factor(self, factor: Factor, power: float) -> Factor:
+        """P^power o G_i.
+
+        Args:
+            factor: gradients of a batch.
+            power: any real; 0 is the identity.
+
+        Returns:
+            The scaled gradients, still factorised below the scale.
+        """
+        return factor if power == 0 else Scaled(factor, self.power(power).to(factor.dtype))
+
+
+@dataclass(frozen=True)
+class RankOne:
+    """P multiplies entry (r, c) by row_r column_c, so it goes into the factors of an outer product.
+
+    Args:
+        row: multipliers >= 0 of the rows of a matrix.
+        column: multipliers >= 0 of its columns.
+    """
+
+    row: Float[Tensor, " rows"]
+    column: Float[Tensor, " columns"]
+
+    def tensor(self, gradient: Float[Tensor, "rows columns"], power: float) -> Float[Tensor, "rows columns"]:
+        """P^power o gradient.
+
+        Args:
+            gradient: a matrix.
+            power: any real; 0 is the identity.
+
+        Returns:
+            The scaled gradient.
+        """
+        if power == 0:
+            return gradient
+        row, column = (_power(side, power).to(gradient.dtype) for side in (self.row, self.column))
+        return gradient * row[:, None] * column
+
+    def factor(self, factor: Factor, power: float) -> Factor:
+        """P^power o G_i.
+
+        Args:
+            factor: gradients of a batch.
+            power: any real; 0 is the identity.
+
+        Returns:
+            The scaled gradients, of the same kind as before.
+        """
+        if power == 0:
+            return factor
+        row, column = (_power(side, power).to(factor.dtype) for side in (self.row, self.column))
+        return scale_sides(factor, row, column)
+
+
+@dataclass(frozen=True)
+class OneSided:
+    """P G = A G, or G A where ``right``, for a symmetric positive semi-definite A = Q diag(values) Q^T.
+
+    Args:
+        values: eigenvalues of A, >= 0.
+        vectors: eigenvectors Q, in columns.
+        right: A multiplies from the right.
+    """
+
+    values: Float[Tensor, " side"]
+    vectors: Float[Tensor, "side side"]
+    right: bool
+
+    def power(self, power: float) -> Float[Tensor, "side side"]:
+        """A^power.
+
+        Args:
+            power: any real.
+
+        Returns:
+            A symmetric matrix.
+        """
+        return (self.vectors * _power(self.values, power)) @ self.vectors.T
+
+    def tensor(self, gradient: Float[Tensor, "rows columns"], power: float) -> Float[Tensor, "rows columns"]:
+        """A^power G, or G A^power.
+
+        Args:
+            gradient: a matrix.
+            power: any real; 0 is the identity.
+
+        Returns:
+            The product.
+        """
+        if power == 0:
+            return gradient
+        matrix = self.power(power).to(gradient.dtype)
+        return gradient @ matrix if self.right else matrix @ gradient
+
+    def factor(self, factor: Factor, power: float) -> Factor:
+        """A^power G_i, or G_i A^power.
+
+        Args:
+            factor: gradients of a batch.
+            power: any real; 0 is the identity.
+
+        Returns:
+            The products; an outer product stays one.
+        """
+        if power == 0:
+            return factor
+        return (multiply_right if self.right else multiply_left)(factor, self.power(power).to(factor.dtype))
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """P = scale times another P.
+
+    Args:
+        inner: the other.
+        scale: a number >= 0.
+    """
+
+    inner: Preconditioner
+    scale: float
+
+    def tensor(self, gradient: Float[Tensor, "*shape"], power: float) -> Float[Tensor, "*shape"]:
+        """P^power applied to one gradient.
+
+        Args:
+            gradient: a tensor of the parameter's shape.
+            power: any real; 0 is the identity.
+
+        Returns:
+            The scaled gradient.
+        """
+        return gradient if power == 0 else self.inner.tensor(gradient, power) * self.scale**power
+
+    def factor(self, factor: Factor, power: float) -> Factor:
+        """P^power applied to the gradient of every example.
+
+        Args:
+            factor: gradients of a batch.
+            power: any real; 0 is the identity.
+
+        Returns:
+            The scaled gradients.
+        """
+        return factor if power == 0 else self.inner.factor(times(factor, self.scale**power), power)
+
+
+def scaled(preconditioner: Preconditioner, scale: float) -> Preconditioner:
+    """A preconditioner times a number, without a needless layer.
+
+    Args:
+        preconditioner: any.
+        scale: a number >= 0.
+
+    Returns:
+        The same preconditioner if the scale is one.
+    """
+    if scale == 1:
+        return preconditioner
+    if isinstance(preconditioner, Diagonal):
+        return Diagonal(preconditioner.diagonal * scale)
+    if isinstance(preconditioner, RankOne):
+        return RankOne(preconditioner.row * scale, preconditioner.column)
+    if isinstance(preconditioner, OneSided):
+        return OneSided(preconditioner.values * scale, preconditioner.vectors, preconditioner.right)
+    return Multiple(preconditioner, scale)
+
+
+def _power(values: Tensor, power: float) -> Tensor:
+    if power == 0.5:
+        return torch.sqrt(values)
+    return values if power == 1 else values**power
