@@ -15,6 +15,8 @@ from winnow.report.load import Run
 from winnow.report.summary import nats, percent
 
 MOST_WARNINGS = 12
+MOST_COLUMNS = 4
+"""Finished runs that are printed as columns; more of them are rows."""
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -24,7 +26,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         comparison: what to print.
         console: where to.
     """
-    console.print(_runs(comparison))
+    few = len(comparison.runs) <= MOST_COLUMNS and all(run.finished for _, run in comparison.runs)
+    console.print(_side_by_side(comparison) if few else _runs(comparison))
     if comparison.differences:
         console.print(_differences(comparison))
     composition = _compositions(comparison)
@@ -65,6 +68,28 @@ def _run(name: str, run: Run) -> dict[str, Any]:
         "seconds": run.summary.get("seconds"),
         "composition": run.composition,
     }
+
+
+def _side_by_side(comparison: Comparison) -> Table:
+    """Runs as columns: a few of them fit a narrow terminal that way."""
+    table = Table(title="side by side; target on its test split", title_justify="left")
+    table.add_column("")
+    for name, run in comparison.runs:
+        table.add_column(f"{name}\nseed {run.seed}", justify="right")
+    runs = [run for _, run in comparison.runs]
+    for label, figure, show in (("answer NLL, nats/token", "nll", nats), ("exact match", "accuracy", percent)):
+        pairs = [(figures(run, "before").get(figure), figures(run, "after").get(figure)) for run in runs]
+        if any(after is not None for _, after in pairs):
+            table.add_row(label, *(f"{show(before)} → {show(after)}" for before, after in pairs))
+    budgets = [run.summary["budget"] for run in runs]
+    for label, trained, seen in (
+        ("examples trained on, of seen", "examples_trained", "examples_seen"),
+        ("response tokens trained on, of seen", "tokens_trained", "tokens_seen"),
+    ):
+        table.add_row(label, *(f"{budget[trained]:,} of {budget[seen]:,}" for budget in budgets))
+    table.add_row("seconds in steps", *(f"{budget['seconds']:.0f}" for budget in budgets))
+    table.add_row("seconds scoring and selecting", *(f"{budget['seconds_selecting']:.0f}" for budget in budgets))
+    return table
 
 
 def _runs(comparison: Comparison) -> Table:
