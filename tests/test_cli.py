@@ -55,7 +55,7 @@ def problems(*arguments: str) -> list[str]:
         (["--selector=random"], "There is no flag --selector. Values are set without dashes: selector=VALUE;"),
         (["--multirn"], "There is no flag --multirn; did you mean --multirun?"),
         (["sweeps=filter_size"], "would ignore it: add -m."),
-        (["-m", "sweeps=filter_sise"], "Could not find 'sweeps/filter_sise'; did you mean filter_size?"),
+        (["-m", "sweeps=filter_sise"], "Could not find 'sweeps/filter_sise'; did you mean filter_size or filter_rule?"),
         (["-m", "sweeps=filter_size", "baseline=full"], "Key 'filter_size' is not in selector."),
         (["-m", "selector.filter_szie=1,2"], "did you mean 'selector.filter_size'"),
         (["-m", "baseline=random,greets"], "Could not find 'baseline/greets'; did you mean greats?"),

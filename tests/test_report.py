@@ -186,6 +186,17 @@ def test_the_curve_is_the_mean_over_seeds_of_metrics_csv(folders: list[Path]) ->
     np.testing.assert_allclose(curve["high"] - curve["low"], 0.3)
 
 
+def test_two_runs_stand_side_by_side_in_a_narrow_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([str(make(tmp_path / name, name, 0)) for name in ("filter_weight", "random")]) == 0
+    text = capsys.readouterr().out
+    assert "filter_weight ┃" in text and "random ┃" in text
+    for shown in ("3.0000 → 2.0000", "0.0 % → 25.0 %", "12 of 48", "120 of 480"):
+        assert text.count(shown) == 2
+
+
 @pytest.mark.parametrize("noise", [True, False])
 def test_the_command_prints_plots_and_writes_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, noise: bool

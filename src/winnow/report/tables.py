@@ -16,7 +16,7 @@ from winnow.report.summary import nats, percent
 
 MOST_WARNINGS = 12
 MOST_COLUMNS = 4
-"""Finished runs that are printed as columns; more of them are rows."""
+"""Finished runs, one of each method, that are printed as columns; more of them, or several seeds, are rows."""
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -26,7 +26,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         comparison: what to print.
         console: where to.
     """
-    few = len(comparison.runs) <= MOST_COLUMNS and all(run.finished for _, run in comparison.runs)
+    single = all(len(runs) == 1 for runs in comparison.methods.values())
+    few = single and len(comparison.runs) <= MOST_COLUMNS and all(run.finished for _, run in comparison.runs)
     console.print(_side_by_side(comparison) if few else _runs(comparison))
     if comparison.differences:
         console.print(_differences(comparison))
