@@ -25,7 +25,7 @@ def expected(
     scorer: Scorer, model: nn.Module, pool: dict[str, Tensor], target: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     names = list(scorer.parameters)
-    p = diagonal(scorer.geometry.state.optimizer, model, names)  # type: ignore[attr-defined]
+    p = diagonal(scorer.geometry.optimizer, model, names)  # type: ignore[attr-defined]
     g, tau = slow_matrix(model, pool, names), slow_matrix(model, target, names).mean(0)
     return (g * p) @ g.T, (g * p) @ tau
 
@@ -134,7 +134,7 @@ def test_a_candidate_with_nan_loss_is_invalid_alone() -> None:
     scorer = Scorer(model, warmed_up(model))
     clean = scorer(pool, target, ALL)
     model.get_input_embeddings().weight.data[1] = torch.nan  # type: ignore[operator]
-    for given in (scorer, Scorer(model, scorer.geometry.state.optimizer)):  # type: ignore[attr-defined]
+    for given in (scorer, Scorer(model, scorer.geometry.optimizer)):  # type: ignore[attr-defined]
         signals = given(pool, target, ALL)
         assert signals.valid.tolist() == [True, False, True]
         assert signals.gram is not None and clean.gram is not None

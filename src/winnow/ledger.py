@@ -280,7 +280,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         figures = summarise(options.path, options.top)
     except (FileNotFoundError, pa.ArrowInvalid) as error:
-        Console(stderr=True).print(f"{options.path}: {error}", style="red", highlight=False, markup=False)
+        text = f"{options.path}: {error}"
+        Console(stderr=True).print(text, style="red", highlight=False, markup=False, soft_wrap=True)
         return 2
     if options.json:
         print(to_json(figures))
