@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.families import build, double, ragged, rows
 from tests.reference import diagonal, relative, slow_matrix, warmed_up
-from winnow.gradients.sketch import CountSketch
+from winnow.gradients.countsketch import CountSketch
 from winnow.hidden import LastHidden, cosines, nuclear_norms
 from winnow.losses import example_losses
 from winnow.reference import load_reference

@@ -8,18 +8,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from winnow.batches import concatenate, target_shares
+from winnow.batches import target_shares
 from winnow.forward import forward_signals
 from winnow.geometry import Geometry, geometry_of
-from winnow.geometry.base import accumulation_dtype
-from winnow.gradients.capture import Capture, CaptureError
+from winnow.gradients.capture import CaptureError
 from winnow.gradients.curvature import pool_curvature
-from winnow.gradients.factors import Factor
 from winnow.gradients.kept import KeptFactors
 from winnow.gradients.layers import choose_parameters
+from winnow.gradients.method import Method
+from winnow.gradients.pool_pass import TASK, PoolPass, TargetNotFinite
 from winnow.gradients.products import Products
 from winnow.gradients.quiet import has_dropout, quiet
 from winnow.gradients.target import TargetGradient
@@ -33,12 +33,8 @@ from winnow.update import weighted_backward
 log = logging.getLogger(__name__)
 
 VERIFIED_ROWS = 4
-TASK = "@"
-"""Stands between a parameter's name and a task's number where gradients are kept by task."""
 
-
-class TargetNotFinite(RuntimeError):
-    """The target batch has no usable gradient at this step and none is stored to reuse."""
+__all__ = ["Scorer", "TargetNotFinite"]
 
 
 class Scorer:
@@ -65,6 +61,14 @@ class Scorer:
             forward and backward of the caller; ``auto`` is one pass where it gives the same gradient,
             and logs once why it is not.
         reduction: ``mean`` | ``sum`` over an example's response tokens.
+        mode: how K and b are taken: ``exact`` | ``ghost`` | ``sketch`` | ``auto``; see
+            :class:`winnow.gradients.method.Method`.
+        sketch_dim: sketches project each side of a matrix to this length.
+        sketch_seed: of the projections.
+        pool_micro_batch: score target and pool at most this many examples at a time, for pools larger
+            than memory: the target's gradient first, b exact against it, K from stored per-example
+            gradients (``exact``), sketches (``sketch``), or whichever fits (``auto``). The update takes
+            a second pass, in pieces too. None scores everything at once.
         chunk_elements: per-example gradients are formed at most this many numbers at a time.
         reference: of rho_loss, loaded when it is first asked for: a model's folder or Hugging Face name, or a file
             with columns ``id`` and ``loss`` (.parquet, .csv, .jsonl).
@@ -87,6 +91,10 @@ class Scorer:
         verify: bool = True,
         reduction: str = "mean",
         update: str = "two_pass",
+        mode: str = "exact",
+        sketch_dim: int = 64,
+        sketch_seed: int = 0,
+        pool_micro_batch: int | None = None,
         chunk_elements: int = 2**23,
         reference: str | None = None,
     ) -> None:
@@ -94,23 +102,33 @@ class Scorer:
             raise ValueError(f"on_target_nan must be 'skip' or 'reuse' (scoring.on_target_nan), got {on_target_nan!r}")
         if update not in ("one_pass", "two_pass", "auto"):
             raise ValueError(f"update must be 'one_pass', 'two_pass' or 'auto' (scoring.update), got {update!r}")
+        if pool_micro_batch is not None and update == "one_pass":
+            raise ValueError(
+                f"scoring.pool_micro_batch={pool_micro_batch} holds no factors of the whole pool, which "
+                f"scoring.update=one_pass needs; set scoring.update to two_pass or auto, or "
+                f"scoring.pool_micro_batch=null"
+            )
         self.model = model
         self.geometry = geometry_of(optimizer, geometry, first_step)
         self.parameters = choose_parameters(model, layers)
         self.target = TargetGradient(target_ema, every, keep=on_target_nan == "reuse")
-        self.on_target_nan, self.reduction, self.chunk_elements = on_target_nan, reduction, chunk_elements
+        self.on_target_nan, self.reduction, self.pool_micro_batch = on_target_nan, reduction, pool_micro_batch
+        method = Method(mode, sketch_dim, sketch_seed, chunk_elements)
+        self._pass = PoolPass(model, self.parameters, self.geometry, self.target, method, reduction, pool_micro_batch)
         self.update = update
-        self.target_loss: Tensor | None = None
-        """Weighted mean loss of the last target batch, detached; None if the last call ran none."""
         self.target_reused = False
         """Whether the last call took the stored target gradient because the new one was not finite."""
         self.reference = reference
         self._reference: ReferenceModel | ReferenceTable | None = None
-        self._tasks = 0
         self._unverified = verify
         self._trainable = {name: held for name, held in model.named_parameters() if held.requires_grad}
         self._kept: KeptFactors | None = None
         self._refusal: str | None = None
+
+    @property
+    def target_loss(self) -> Float[Tensor, ""] | None:
+        """Weighted mean loss of the last target batch, detached; None if the last call ran none."""
+        return self._pass.target_loss
 
     @property
     def target_due(self) -> bool:
@@ -144,10 +162,11 @@ class Scorer:
         Raises:
             TargetNotFinite: see ``on_target_nan``.
             ValueError: a target is due and not given, or has no response token; or something that ``needs`` names
-                is not there.
+                is not there, or not to be had with ``mode`` or ``pool_micro_batch``.
         """
         tokens = response_tokens(pool)
-        self.target_loss, self.target_reused, self._kept = None, False, None
+        self._pass.check(needs)
+        self._pass.target_loss, self.target_reused, self._kept = None, False, None
         missing = [name for name in needs.meta if meta is None or name not in meta]
         if missing:
             raise ValueError(
@@ -164,7 +183,9 @@ class Scorer:
             if needs.backward:
                 return replace(self._backward(pool, target, needs, target_weight, target_task, tokens), **extra)
             with torch.no_grad():
-                found = forward_signals(self.model, pool, target, needs, target_weight, tokens, self.reduction)
+                found = forward_signals(
+                    self.model, pool, target, needs, target_weight, tokens, self.reduction, self.pool_micro_batch
+                )
         return replace(found, **extra)
 
     @property
@@ -213,7 +234,7 @@ class Scorer:
             What was really trained on, and the losses a second pass saw: see :func:`winnow.weighted_backward`.
         """
         if not self.holds_update:
-            return weighted_backward(self.model, pool, selection, self.reduction, backward)
+            return weighted_backward(self.model, pool, selection, self.reduction, backward, self.pool_micro_batch)
         self.assign_update(selection, accumulate=True)
         return selection, torch.full((len(pool["labels"]),), torch.nan, dtype=torch.float32)
 
@@ -254,16 +275,17 @@ class Scorer:
         task = None
         if weight is not None and needs.per_task:
             task = torch.zeros_like(weight, dtype=torch.long) if target_task is None else target_task.to(tokens.device)
-            self._tasks = int(task.max()) + 1
         bend = self._bend(pool, target, target_weight, tokens > 0) if needs.curvature else None
         try:
-            losses, products = self._score(pool, target if due else None, weight, needs, tokens > 0, task, bend)
+            losses, products = self._pass(
+                pool, target if due else None, weight, needs, task=task, bend=bend, kept=self._kept
+            )
         except TargetNotFinite:
             self.target.discard()
             if self.on_target_nan == "skip" or not self.target.stored:
                 raise
             due, self.target_reused = False, True
-            losses, products = self._score(pool, None, None, needs, tokens > 0, None, bend)
+            losses, products = self._pass(pool, None, None, needs, bend=bend, kept=self._kept)
         except CaptureError as error:
             self.target.discard()
             if self._kept is None or self.update != "auto":
@@ -276,7 +298,7 @@ class Scorer:
             self.target.reuse()
         valid = (tokens > 0) & losses.isfinite() & _finite(products, len(tokens))
         if self._unverified and bool(valid.any()):
-            rows = valid.nonzero().squeeze(1)[:VERIFIED_ROWS]
+            rows = valid.nonzero().squeeze(1)[: min(VERIFIED_ROWS, self.pool_micro_batch or VERIFIED_ROWS)]
             self._verify({key: pool[key][rows] for key in ("input_ids", "attention_mask", "labels")})
         gram, norms = products.gram, products.norms
         return Signals(
@@ -322,6 +344,9 @@ class Scorer:
     def _keep(self) -> KeptFactors | None:
         if self.update == "two_pass" or self._refusal is not None:
             return None
+        if self.pool_micro_batch is not None:
+            self._refusal = "scoring.pool_micro_batch holds no factors"
+            return None
         if has_dropout(self.model):
             reason = "scoring is without dropout and training is not, so their gradients differ"
             if self.update == "one_pass":
@@ -330,101 +355,13 @@ class Scorer:
             return None
         return KeptFactors(self._trainable)
 
-    def _score(
-        self,
-        pool: Batch,
-        target: Batch | None,
-        weight: Float[Tensor, " target"] | None,
-        needs: Needs,
-        present: Bool[Tensor, " pool"],
-        task: Int[Tensor, " target"] | None = None,
-        bend: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Float[Tensor, " pool"], Products]:
-        size = len(present)
-        batch = pool if target is None else concatenate(pool, target)
-        total, length = batch["input_ids"].shape
-        products: Products | None = None
-        share = torch.empty(0)
-
-        def add(name: str, factor: Factor) -> None:
-            nonlocal products
-            if self._kept is not None:
-                self._kept.add(name, factor.examples(slice(0, size)))
-            if name not in self.parameters:
-                return
-            wide = accumulation_dtype(factor.dtype)
-            if products is None:
-                products = Products(needs, size, factor.dtype, present.device, self.chunk_elements, self._tasks)
-            candidates = factor.examples(slice(0, size)).to(wide)
-            parameter = self.parameters[name]
-            preconditioner = self.geometry.preconditioner(parameter, name, lambda: candidates.combine(share))
-            tau = None
-            tasks: list[Tensor] = []
-            if needs.target:
-                rows = factor.examples(slice(size, total)).to(wide) if weight is not None else None
-                tasks = self._task_gradients(name, rows, weight, task, candidates) if needs.per_task else []
-                if weight is None:
-                    tau = self.target.read(name)
-                else:
-                    assert rows is not None
-                    tau = self.target.stage(name, rows.combine(weight))
-                momentum = self.geometry.momentum(parameter, name) if needs.momentum else None
-                tau = torch.zeros(factor.shape, dtype=wide, device=present.device) if tau is None else tau
-                tau = tau if momentum is None else tau - momentum.to(tau.dtype)
-            products.add(candidates, preconditioner, tau, name=name, tasks=tasks, bend=(bend or {}).get(name))
-
-        wanted = self.parameters if self._kept is None else self._trainable
-        with torch.enable_grad(), Capture(self.model, wanted, total, length, add) as capture:
-            losses = example_losses(self.model, batch, self.reduction)
-            valid = losses.detach().isfinite()
-            if weight is not None:
-                self._check_target(losses.detach()[size:], weight)
-                valid[size:] &= weight > 0
-            share = valid[:size].double() / valid[:size].sum().clamp_min(1)
-            if bool(valid.any()):
-                capture.backward(torch.where(valid, losses, 0).sum(), valid)
-        losses = losses.detach()[:size]
-        if products is None:
-            products = Products(needs, size, losses.dtype, present.device, self.chunk_elements, self._tasks)
-        products.finish()
-        if weight is not None and products.alignment is not None:
-            reached = valid[:size]
-            if bool(reached.any()) and not bool(products.alignment[reached].isfinite().any()):
-                raise TargetNotFinite("the target gradient is not finite")
-        return losses, products
-
-    def _task_gradients(
-        self, name: str, rows: Factor | None, weight: Tensor | None, task: Tensor | None, like: Factor
-    ) -> list[Tensor]:
-        """A parameter's gradient on every target task, each the mean of its examples by their weights."""
-        found = []
-        for number in range(self._tasks):
-            key = f"{name}{TASK}{number}"
-            if rows is None or weight is None or task is None:
-                tau = self.target.read(key)
-            else:
-                own = torch.where(task == number, weight, 0)
-                tau = self.target.stage(key, rows.combine(own / own.sum().clamp_min(torch.finfo(own.dtype).tiny)))
-            found.append(like.combine(torch.zeros(len(like), device=self._device)) if tau is None else tau)
-        return found
-
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self.parameters.values())).device
-
-    def _check_target(self, losses: Float[Tensor, " target"], weight: Float[Tensor, " target"]) -> None:
-        loss = torch.where(weight > 0, losses * weight, 0).sum()
-        self.target_loss = loss
-        if not bool(loss.isfinite()):
-            raise TargetNotFinite(f"the loss of the target batch is {float(loss)}")
-
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint: tensors and plain integers only.
 
         Returns:
             The stored target gradient and its counters.
         """
-        return {"target": self.target.state_dict(), "tasks": self._tasks}
+        return {"target": self.target.state_dict(), "tasks": self._pass.tasks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state; scoring goes on bit for bit as if it had never stopped.
@@ -442,7 +379,7 @@ class Scorer:
                 f"was scoring.layers changed?"
             )
         self.target.load_state_dict(state["target"])
-        self._tasks = int(state.get("tasks", 0))
+        self._pass.tasks = int(state.get("tasks", 0))
 
 
 def _finite(products: Products, size: int) -> Tensor:

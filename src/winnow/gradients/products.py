@@ -2,33 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from winnow.geometry.base import Preconditioner, accumulation_dtype
-from winnow.gradients.factors import Factor, Rows
-from winnow.gradients.sketch import CountSketch
+from winnow.gradients.countsketch import CountSketch
+from winnow.gradients.factors import Factor, OuterProduct
+from winnow.gradients.ghost import ghost_gram
+from winnow.gradients.method import Method
+from winnow.gradients.sketch import chunks, has_factors
 from winnow.signals import Needs
+
+
+class Target:
+    """tau of one parameter: a tensor, made when asked for, or a weighted sum of factorised gradients.
+
+    Args:
+        make: gives tau.
+        factor: gradients whose weighted sum tau is, if it is nothing else.
+        weight: the weights.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Tensor],
+        factor: Factor | None = None,
+        weight: Float[Tensor, " target"] | None = None,
+    ) -> None:
+        self._make, self.factor, self.weight = make, factor, weight
+        self._tensor: Tensor | None = None
+
+    def tensor(self) -> Float[Tensor, "*shape"]:
+        """The target gradient itself.
+
+        Returns:
+            A tensor of the parameter's shape.
+        """
+        if self._tensor is None:
+            self._tensor = self._make()
+        return self._tensor
 
 
 class Products:
     """Sums over parameters of K_ij = <g_i, P^p g_j>, b_i = <g_i, P^a tau> and ||P^(q/2) g_i||^2.
 
-    With ``needs.sketch`` K and b are inner products of sketches, once :meth:`finish` is called.
+    With ``needs.sketch`` K and b are inner products of CountSketches, once :meth:`finish` is called.
 
     Args:
         needs: the powers p (``gram``), a (``alignment``), q (``norms``), and what else is to be summed.
         size: number of candidates B.
         dtype: precision of the gradients; sums are kept in float32 at least.
         device: where the sums live.
-        chunk_elements: per-example gradients are formed at most this many numbers at a time.
+        method: how products are taken.
+        store: ``gradients`` or ``sketches`` of candidates that arrive in pieces are kept until
+            ``finish``, so that K has the products across pieces; None where all arrive at once.
         tasks: number of target tasks, for ``needs.per_task``.
-
-    Raises:
-        ValueError: ``chunk_elements`` is not positive.
     """
 
     def __init__(
@@ -37,12 +69,11 @@ class Products:
         size: int,
         dtype: torch.dtype,
         device: torch.device,
-        chunk_elements: int,
+        method: Method,
+        store: str | None = None,
         tasks: int = 0,
     ) -> None:
-        if chunk_elements < 1:
-            raise ValueError(f"chunk_elements must be >= 1 (scoring.chunk_elements), got {chunk_elements}")
-        self.needs, self.chunk_elements = needs, chunk_elements
+        self.needs, self.method, self.store = needs, method, store
         zeros = torch.zeros(size, dtype=accumulation_dtype(dtype), device=device)
         self.alignment = None if needs.alignment is None else zeros.clone()
         self.gram = None if needs.gram is None else zeros[:, None].repeat(1, size)
@@ -51,9 +82,11 @@ class Products:
         self.task_alignment = zeros.repeat(tasks, 1) if needs.per_task else None
         self.task_squares = zeros.new_zeros(tasks) if needs.per_task else None
         self.curvature = zeros.clone() if needs.curvature else None
-        self.sketch = None if needs.sketch is None else CountSketch(needs.sketch, needs.sketch_seed)
+        self._count = None if needs.sketch is None else CountSketch(needs.sketch, needs.sketch_seed)
         # One row more than the pool has: the target's.
-        self.sketches = None if needs.sketch is None else zeros.new_zeros(size + 1, needs.sketch)
+        self._sketches = None if needs.sketch is None else zeros.new_zeros(size + 1, needs.sketch)
+        self._targets: set[str] = set()
+        self._stored: dict[str, list[tuple[slice, Tensor]]] = defaultdict(list)
 
     @property
     def norms(self) -> Float[Tensor, " pool"] | None:
@@ -65,100 +98,162 @@ class Products:
 
     def add(
         self,
+        name: str,
         factor: Factor,
         preconditioner: Preconditioner,
-        target: Float[Tensor, "*shape"] | None = None,
+        target: Target | None = None,
+        rows: slice = slice(None),
         *,
-        name: str = "",
         tasks: Sequence[Float[Tensor, "*shape"]] = (),
         bend: Float[Tensor, "*shape"] | None = None,
     ) -> None:
         """Add one parameter's contribution.
 
         Args:
-            factor: gradients of the pool's candidates.
+            name: the parameter.
+            factor: gradients of candidates.
             preconditioner: P of this parameter.
             target: tau of this parameter; needed for ``alignment``.
-            name: the parameter; needed for ``sketch``.
+            rows: which candidates they are.
             tasks: the tau of every target task; needed for ``per_task``.
             bend: H sum_j g_j of this parameter; ``curvature`` counts none where it is None.
         """
         needs = self.needs
         factor = factor.to(accumulation_dtype(factor.dtype))
-        self._add_tasks(factor, preconditioner, tasks)
+        half = (needs.gram or 0) / 2
+        self._add_tasks(factor, preconditioner, tasks, rows)
         if self.curvature is not None and bend is not None:
-            self.curvature += factor.inner(bend)
-        if self.sketches is not None:
-            self._add_sketch(factor, preconditioner, target, name)
+            self.curvature[rows] += factor.inner(bend)
+        if self._count is not None:
+            self._add_count(name, factor, preconditioner, target, rows)
             return
-        aligned = self.alignment is None
-        if self.gram is not None:
-            assert needs.gram is not None
-            direction = None
-            if self.alignment is not None and needs.alignment is not None and needs.alignment >= needs.gram / 2:
-                # <P^(p/2) g, P^(a-p/2) tau>: the gradients formed for K serve b as well.
-                assert target is not None
-                direction = preconditioner.tensor(target, needs.alignment - needs.gram / 2)
-                direction = direction.to(factor.dtype) if direction.shape else direction[None].to(factor.dtype)
-                aligned = True
-            scaled = preconditioner.factor(factor, needs.gram / 2)
-            for rows in self._chunks(scaled):
-                block = scaled.rows(rows).flatten(1)
-                self.gram.addmm_(block, block.T)
-                if direction is not None:
-                    assert self.alignment is not None
-                    self.alignment.addmv_(block, direction[rows].flatten())
+        scaled = preconditioner.factor(factor, half)
+        sketched = self.method.mode == "sketch" and self.store is None and has_factors(scaled)
+        aligned = needs.alignment is None
+        if sketched:
+            aligned = self._sketch(name, factor, scaled, half, preconditioner, target) or aligned
+        elif self.gram is not None and self.store is not None:
+            self._keep(name, scaled, rows)
+        elif self.gram is not None and self.method.ghosts(scaled, not aligned):
+            assert isinstance(scaled, OuterProduct)
+            self.gram += ghost_gram(scaled, self.method.chunk_elements)
+        elif self.gram is not None:
+            aligned = self._form(scaled, half, preconditioner, target) or aligned
         if not aligned:
             assert self.alignment is not None and needs.alignment is not None and target is not None
-            self.alignment += factor.inner(preconditioner.tensor(target, float(needs.alignment)))
+            self.alignment[rows] += factor.inner(preconditioner.tensor(target.tensor(), float(needs.alignment)))
         if self.squares is not None:
             assert needs.norms is not None
             scaled = preconditioner.factor(factor, needs.norms / 2)
-            for rows in self._chunks(scaled):
-                block = scaled.rows(rows).flatten(1)
-                self.squares += torch.linalg.vecdot(block, block)
+            if self.method.mode == "sketch" and has_factors(scaled):
+                found = self.method.sketch(name, factor).factor(scaled, self.method.chunk_elements)
+                self.squares[rows] += torch.linalg.vecdot(found, found)
+            else:
+                for piece in chunks(scaled, self.method.chunk_elements, every_row=False):
+                    block = scaled.rows(piece).flatten(1)
+                    self.squares[rows] += torch.linalg.vecdot(block, block)
 
     def finish(self) -> None:
-        """Take K and b from the sketches, where those were asked for."""
-        if self.sketches is None:
-            return
-        pool, target = self.sketches[:-1], self.sketches[-1]
-        self.gram = pool @ pool.T
-        if self.alignment is not None:
-            self.alignment = pool @ target
+        """Take K from what was stored of candidates that arrived in pieces, or K and b from CountSketches."""
+        if self._sketches is not None:
+            pool, target = self._sketches[:-1], self._sketches[-1]
+            self.gram = pool @ pool.T
+            self.alignment = None if self.alignment is None else pool @ target
+        for name in list(self._stored):
+            pieces = self._stored.pop(name)
+            assert self.gram is not None
+            for number, (rows, left) in enumerate(pieces):
+                for others, right in pieces[number:]:
+                    block = left @ right.T
+                    self.gram[rows, others] += block
+                    if others != rows:
+                        self.gram[others, rows] += block.T
 
-    def _add_tasks(self, factor: Factor, preconditioner: Preconditioner, tasks: Sequence[Tensor]) -> None:
+    def _form(self, scaled: Factor, half: float, preconditioner: Preconditioner, target: Target | None) -> bool:
+        """K of formed gradients, and b if its power allows; says whether b is done."""
+        direction = None
+        if self._from_scaled(half):
+            # <P^(p/2) g, P^(a-p/2) tau>: the gradients formed for K serve b as well.
+            assert target is not None and self.needs.alignment is not None
+            direction = preconditioner.tensor(target.tensor(), self.needs.alignment - half)
+            direction = direction.to(scaled.dtype) if direction.shape else direction[None].to(scaled.dtype)
+        assert self.gram is not None
+        for rows in chunks(scaled, self.method.chunk_elements, every_row=False):
+            block = scaled.rows(rows).flatten(1)
+            self.gram.addmm_(block, block.T)
+            if direction is not None:
+                assert self.alignment is not None
+                self.alignment.addmv_(block, direction[rows].flatten())
+        return direction is not None
+
+    def _sketch(
+        self,
+        name: str,
+        factor: Factor,
+        scaled: Factor,
+        half: float,
+        preconditioner: Preconditioner,
+        target: Target | None,
+    ) -> bool:
+        """K and b of sketches; says whether b is done."""
+        sketch = self.method.sketch(name, factor)
+        found = sketch.factor(scaled, self.method.chunk_elements)
+        if self.gram is not None:
+            self.gram.addmm_(found, found.T)
+        if self.alignment is None:
+            return False
+        assert target is not None and self.needs.alignment is not None
+        if not self._from_scaled(half):
+            half, found = 0.0, sketch.factor(factor, self.method.chunk_elements)
+        power = self.needs.alignment - half
+        weighed = None if target.factor is None else preconditioner.factor(target.factor, power)
+        if weighed is not None and has_factors(weighed):
+            # P goes into the target's factors too: its gradient is not formed either.
+            assert target.weight is not None
+            direction = target.weight.to(found.dtype) @ sketch.factor(weighed, self.method.chunk_elements)
+        else:
+            direction = sketch.tensor(preconditioner.tensor(target.tensor(), power).to(found.dtype))
+        self.alignment.addmv_(found, direction)
+        return True
+
+    def _from_scaled(self, half: float) -> bool:
+        return self.needs.alignment is not None and self.needs.alignment >= half
+
+    def _keep(self, name: str, scaled: Factor, rows: slice) -> None:
+        if self.store == "sketches" and len(scaled.shape) == 2:
+            kept = self.method.sketch(name, scaled).factor(scaled, self.method.chunk_elements)
+        else:
+            kept = scaled.rows(slice(None)).flatten(1)
+        self._stored[name].append((rows, kept))
+
+    def _add_tasks(self, factor: Factor, preconditioner: Preconditioner, tasks: Sequence[Tensor], rows: slice) -> None:
         if self.task_alignment is None or self.task_squares is None:
             return
         assert self.needs.alignment is not None
         for at, tau in enumerate(tasks):
-            self.task_alignment[at] += factor.inner(preconditioner.tensor(tau, float(self.needs.alignment)))
+            direction = preconditioner.tensor(tau, float(self.needs.alignment))
+            self.task_alignment[at, rows] += factor.inner(direction)
             self.task_squares[at] += tau.square().sum()
 
-    def _add_sketch(self, factor: Factor, preconditioner: Preconditioner, target: Tensor | None, name: str) -> None:
-        assert self.sketches is not None and self.sketch is not None and self.needs.gram is not None
-        scaled, direction = preconditioner.factor(factor, self.needs.gram / 2), None
-        if self.needs.alignment is not None:
-            assert target is not None
-            direction = preconditioner.tensor(target, self.needs.alignment - self.needs.gram / 2).to(factor.dtype)
-            direction = direction if direction.shape else direction[None]
+    def _add_count(
+        self, name: str, factor: Factor, preconditioner: Preconditioner, target: Target | None, rows: slice
+    ) -> None:
+        assert self._sketches is not None and self._count is not None and self.needs.gram is not None
+        half, device = self.needs.gram / 2, self._sketches.device
+        scaled, own = preconditioner.factor(factor, half), self._sketches[:-1][rows]
         height = factor.shape[0] if factor.shape else 1
         width = max(1, factor.shape[1:].numel())
-        for rows in self._chunks(scaled):
-            line = torch.arange(height, device=self.sketches.device)[rows]
-            place = (line[:, None] * width + torch.arange(width, device=line.device)).flatten()
-            self.sketch.add(self.sketches[:-1], name, place, scaled.rows(rows).flatten(1))
-        if direction is not None:  # of every coordinate: the target reaches rows that no candidate does
-            flat = direction.flatten()
-            for start in range(0, len(flat), self.chunk_elements):
-                part = flat[start : start + self.chunk_elements]
-                place = torch.arange(start, start + len(part), device=part.device)
-                self.sketch.add(self.sketches[-1:], name, place, part[None])
-
-    def _chunks(self, factor: Factor) -> Iterator[Rows]:
-        rows = factor.support()
-        total = (factor.shape[0] if factor.shape else 1) if rows is None else len(rows)
-        width = len(factor) * max(1, factor.shape[1:].numel())
-        step = max(1, self.chunk_elements // width)
-        for start in range(0, total, step):
-            yield (slice(start, start + step) if rows is None else rows[start : start + step])
+        for piece in chunks(scaled, self.method.chunk_elements, every_row=False):
+            line = torch.arange(height, device=device)[piece]
+            place = (line[:, None] * width + torch.arange(width, device=device)).flatten()
+            self._count.add(own, name, place, scaled.rows(piece).flatten(1))
+        if self.needs.alignment is None or name in self._targets:
+            return
+        self._targets.add(name)  # once, however many pieces the candidates arrive in
+        assert target is not None
+        # Of every coordinate: the target reaches rows that no candidate does.
+        flat = preconditioner.tensor(target.tensor(), self.needs.alignment - half).to(factor.dtype).flatten()
+        for start in range(0, len(flat), self.method.chunk_elements):
+            part = flat[start : start + self.method.chunk_elements]
+            place = torch.arange(start, start + len(part), device=device)
+            self._count.add(self._sketches[-1:], name, place, part[None])

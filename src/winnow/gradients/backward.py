@@ -1,0 +1,43 @@
+"""One forward and one backward of a batch that hands over per-example gradients and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from winnow.gradients.capture import Capture, OnGradient
+from winnow.losses import Batch, example_losses
+
+
+def backward_through(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batch: Batch,
+    reduction: str,
+    on_gradient: OnGradient,
+    prepare: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, " batch"]:
+    """Losses of a batch, and the gradients of those that are finite.
+
+    Args:
+        model: the model.
+        parameters: the parameters wanted, by name.
+        batch: the examples.
+        reduction: ``mean`` | ``sum`` over an example's response tokens.
+        on_gradient: called with each parameter's gradients on the way.
+        prepare: called with the losses before the backward; says which examples' gradients count.
+            Those of finite loss, if omitted.
+
+    Returns:
+        The losses, detached.
+    """
+    size, tokens = batch["input_ids"].shape
+    with torch.enable_grad(), Capture(model, parameters, size, tokens, on_gradient) as capture:
+        losses = example_losses(model, batch, reduction)
+        valid = losses.detach().isfinite() if prepare is None else prepare(losses.detach())
+        if bool(valid.any()):
+            capture.backward(torch.where(valid, losses, 0).sum(), valid)
+    return losses.detach()

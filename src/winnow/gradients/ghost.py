@@ -1,0 +1,93 @@
+"""Inner products of per-example gradients of a linear map without forming any of them."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from winnow.gradients.factors import OuterProduct
+
+
+def ghost_gram(factor: OuterProduct, chunk_elements: int) -> Float[Tensor, "batch batch"]:
+    """<G_i, G_j> = sum_{t,s} (left_i[t] . left_j[s]) (right_i[t] . right_j[s]), i and j over the batch.
+
+    Args:
+        factor: gradients as outer products.
+        chunk_elements: the products of tokens are held at most this many at a time, however long T is.
+
+    Returns:
+        The Gram of the batch.
+    """
+    size, length = factor.left.shape[:2]
+    out = factor.left.new_empty(size, size)
+    for i in range(size):
+        others = size - i
+        left, right = factor.left[i:].flatten(0, 1), factor.right[i:].flatten(0, 1)
+        step = max(1, chunk_elements // (others * length))
+        row = factor.left.new_zeros(others)
+        for start in range(0, length, step):
+            product = factor.left[i, start : start + step] @ left.T
+            product *= factor.right[i, start : start + step] @ right.T
+            row += product.view(-1, others, length).sum((0, 2))
+        out[i, i:] = out[i:, i] = row
+    return out
+
+
+def form_cost(size: int, length: int, rows: int, columns: int, alignment: bool) -> float:
+    """Multiplications that forming G_i, their Gram, and b if wanted take.
+
+    Args:
+        size: examples B.
+        length: tokens T.
+        rows: of the parameter.
+        columns: of the parameter.
+        alignment: whether b is wanted too.
+
+    Returns:
+        B T d p + B^2 d p (+ B d p).
+    """
+    return float(size * rows * columns * (length + size + alignment))
+
+
+def ghost_cost(size: int, length: int, rows: int, columns: int, alignment: bool) -> float:
+    """Multiplications that the ghost products, and b by one matmul if wanted, take.
+
+    Args:
+        size: examples B.
+        length: tokens T.
+        rows: of the parameter.
+        columns: of the parameter.
+        alignment: whether b is wanted too.
+
+    Returns:
+        B (B + 1) / 2 T^2 (d + p) (+ B T d p).
+    """
+    pairs = size * (size + 1) / 2
+    return pairs * length**2 * (rows + columns) + alignment * float(size * length * rows * columns)
+
+
+def ghost_is_cheaper(factor: OuterProduct, alignment: bool) -> bool:
+    """Whether the cost model prefers ghost products for a layer.
+
+    Args:
+        factor: its gradients.
+        alignment: whether b is wanted too.
+
+    Returns:
+        True if they take fewer multiplications than forming the gradients.
+    """
+    size, length = factor.left.shape[:2]
+    rows, columns = factor.shape
+    return ghost_cost(size, length, rows, columns, alignment) < form_cost(size, length, rows, columns, alignment)
+
+
+def fits_ghost(factor: OuterProduct) -> bool:
+    """METHOD's rule of thumb: two token products are no larger than the parameter, 2 T^2 <= d p.
+
+    Args:
+        factor: a layer's gradients.
+
+    Returns:
+        True where a pair's T x T products are smaller than its gradients.
+    """
+    return 2 * factor.left.shape[1] ** 2 <= factor.shape.numel()
