@@ -15,6 +15,7 @@ DEMO := outputs/demo
 DEMO_OPTIONS ?=
 RUNS ?= $(wildcard $(DEMO)/filter_weight $(DEMO)/random)
 TESTS ?=
+BENCH_ARGS ?=
 
 .PHONY: help setup demo test lint bench report clean
 
@@ -48,8 +49,8 @@ lint: $(READY)  ## ruff, its formatter, and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src
 
-bench: $(READY)  ## speed and memory against plain training
-	@if [ -d benchmarks ]; then $(BIN)/python -m benchmarks; else \
+bench: $(READY)  ## speed and memory against plain training; BENCH_ARGS="--quick --json FILE" for the short form
+	@if [ -d benchmarks ]; then $(BIN)/python -m benchmarks $(BENCH_ARGS); else \
 		echo "there are no benchmarks in this tree yet" >&2; exit 1; fi
 
 report: $(READY)  ## table and plot of RUNS="outputs/a outputs/b" (default: the demo's)

@@ -1,0 +1,1 @@
+"""Speed and memory of selecting and updating, against plain training over the same examples."""

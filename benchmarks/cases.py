@@ -1,0 +1,205 @@
+"""What is measured: a case is two callables over one model, one optimizer and the same B + M examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from winnow.losses import example_losses
+from winnow.scorer import Scorer
+from winnow.selectors import FilterWeight, MaxLoss
+from winnow.update import weighted_backward
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of the model; random weights.
+
+    Args:
+        hidden: width.
+        layers: blocks.
+        vocab: tokens.
+    """
+
+    hidden: int = 256
+    layers: int = 6
+    vocab: int = 4096
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table.
+
+    Args:
+        name: of the case.
+        bar: the ratio it should not exceed, or None.
+        pool: candidates B.
+        target: target examples M.
+        keep: candidates kept, k.
+        tokens: padded length T; no padding and a loss at every token.
+        optimizer: ``adamw`` | ``adafactor``.
+        lora: rank of an adapter on every linear map; None trains everything.
+        match: of the selector.
+        forward_only: selects by loss and updates by a second pass.
+        brute: scores by a backward per example, with no update, in place of selecting.
+        scoring: options of the scorer.
+    """
+
+    name: str
+    bar: float | None = None
+    pool: int = 16
+    target: int = 8
+    keep: int = 8
+    tokens: int = 256
+    optimizer: str = "adamw"
+    lora: int | None = None
+    match: str = "metric"
+    forward_only: bool = False
+    brute: bool = False
+    scoring: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def floor(self) -> float | None:
+        """Multiplications over those of plain training: forward, backward to inputs, G_i and K, the kept update."""
+        total, kept = self.pool + self.target, 2 * self.keep
+        if self.brute or self.lora is not None:
+            return None
+        if self.forward_only:
+            return (2 * self.pool + 6 * self.keep) / (6 * total)
+        if self.scoring.get("mode") == "sketch":
+            # The target's gradient is formed unless P goes into the factors.
+            formed = 0 if self.optimizer == "adafactor" else 2 * self.target
+            return (4 * total + kept + formed) / (6 * total)
+        gram = 2 * self.pool * self.pool / self.tokens
+        return (4 * total + 2 * total + gram + kept) / (6 * total)
+
+
+def cases(quick: bool) -> list[Case]:
+    """The table's lines.
+
+    Args:
+        quick: fewer examples and tokens, so that all of them take under a minute; bars do not apply.
+
+    Returns:
+        The cases.
+    """
+    sketch = {"mode": "sketch"}
+    full = [
+        Case("full, exact, AdamW", 1.20),
+        Case("full, sketched, Adafactor", 0.92, optimizer="adafactor", scoring=sketch),
+        Case("full, sketched, AdamW, match=target", 1.02, match="target", scoring=sketch),
+        Case("full, cheaper of exact and ghost, Adafactor", None, optimizer="adafactor", scoring={"mode": "auto"}),
+        Case("LoRA r=8, exact, AdamW", 1.05, lora=8),
+        Case("max_loss, two passes", (2 * 16 + 6 * 8) / (6 * 24) + 0.05, forward_only=True),
+        Case("full, exact, AdamW, T=2048", None, pool=2, target=1, keep=1, tokens=2048),
+        Case("LoRA r=8, exact, AdamW, T=2048", None, pool=2, target=1, keep=1, tokens=2048, lora=8),
+        Case("brute force: a backward per example", None, brute=True),
+    ]
+    if not quick:
+        return full
+    few = {"pool": 4, "target": 2, "keep": 2}
+    return [
+        Case(**{**case.__dict__, "bar": None, **({"tokens": 64, **few} if case.tokens < 1000 else {"tokens": 256})})
+        for case in full
+    ]
+
+
+class Bench:
+    """A case's model, optimizer and batches, and the two sides to time.
+
+    Args:
+        case: the case.
+        size: the model's.
+        device: where it runs.
+        dtype: of the model.
+    """
+
+    def __init__(self, case: Case, size: Size, device: torch.device, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        self.case = case
+        config = LlamaConfig(
+            vocab_size=size.vocab,
+            hidden_size=size.hidden,
+            intermediate_size=size.hidden * 11 // 4,
+            num_hidden_layers=size.layers,
+            num_attention_heads=max(1, size.hidden // 64),
+            num_key_value_heads=max(1, size.hidden // 128),
+            max_position_embeddings=max(4096, case.tokens),
+            tie_word_embeddings=False,
+            attn_implementation="sdpa",
+        )
+        model: nn.Module = LlamaForCausalLM(config).to(device, dtype)
+        if case.lora is not None:
+            model = get_peft_model(model, LoraConfig(r=case.lora, lora_dropout=0.0, target_modules="all-linear"))
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:  # zero at first, which would leave half the gradients zero
+                    nn.init.normal_(parameter, std=0.02)
+        self.model = model.train()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        kinds = {"adamw": torch.optim.AdamW, "adafactor": torch.optim.Adafactor}
+        self.optimizer: torch.optim.Optimizer = kinds[case.optimizer](trained, lr=1e-5)  # type: ignore[operator]
+        ids = torch.randint(0, size.vocab, (case.pool + case.target, case.tokens), device=device)
+        self.whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        self.pool = {key: value[: case.pool] for key, value in self.whole.items()}
+        self.target = {key: value[case.pool :] for key, value in self.whole.items()}
+        update = "two_pass" if case.forward_only else "one_pass"
+        self.scorer = Scorer(self.model, self.optimizer, update=update, **case.scoring)
+        self.selector: Any = (
+            MaxLoss(filter_size=case.keep)
+            if case.forward_only
+            else FilterWeight(filter_size=case.keep, match=case.match)
+        )
+        self.generator = torch.Generator().manual_seed(0)
+
+    def plain(self) -> None:
+        """Forward, backward and step over pool and target: the same losses, the same attention."""
+        example_losses(self.model, self.whole).mean().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def select(self) -> None:
+        """Score, select, and step on the weighted gradient; brute force scores alone."""
+        if self.case.brute:
+            self._brute()
+            return
+        signals = self.scorer(self.pool, self.target, self.selector.needs)
+        selection = self.selector(signals, self.generator)
+        if self.scorer.holds_update:
+            self.scorer.assign_update(selection)
+        else:
+            weighted_backward(self.model, self.pool, selection)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _brute(self) -> None:
+        """K and b the obvious way: one backward per example, gradients as the rows of a matrix."""
+        rows: list[Tensor] = []
+        held = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for at in range(self.case.pool + self.case.target):
+            one = {key: value[at : at + 1] for key, value in self.whole.items()}
+            grads = torch.autograd.grad(example_losses(self.model, one).sum(), held)
+            rows.append(torch.cat([grad.flatten() for grad in grads]))
+        g, tau = torch.stack(rows[: self.case.pool]), torch.stack(rows[self.case.pool :]).mean(0)
+        states = [self.optimizer.state[parameter]["exp_avg_sq"] for parameter in held]
+        p = 1 / (torch.cat([state.flatten() for state in states]).sqrt() + 1e-8)
+        scaled = g * p
+        scaled @ g.T
+        scaled @ tau
+
+
+def sides(bench: Bench) -> dict[str, Callable[[], None]]:
+    """The two sides by name.
+
+    Args:
+        bench: a case, set up.
+
+    Returns:
+        ``plain`` and ``select``.
+    """
+    return {"plain": bench.plain, "select": bench.select}
