@@ -250,3 +250,12 @@ def test_the_summary_shows_figures_composition_budget_and_seconds(tmp_path: Path
     assert ["trained on", "12", "120"] in rows and ["seen", "48", "480"] in rows
     assert "10 s in 3 steps, 4 s (40 %) of them scoring and selecting; 12 s with" in text
     assert "2 candidates were cut" in text and str(folder) in text
+
+
+def test_labels_of_the_users_own_are_called_neither_clean_nor_spoilt(tmp_path: Path) -> None:
+    folder = make(tmp_path / "a", "random", 0)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["composition"] = {name: {"seen": 4, "kept": 2, "weight": 2.0} for name in ("far", "shuffled_response")}
+    console = Console(file=io.StringIO(), width=120)
+    print_summary(summary, folder, console)
+    assert "│ shuffled_response " in console.file.getvalue() and "clean: far" in console.file.getvalue()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-ORDER = ("in", "near", "far", "wrong", "shuffled", "duplicate")
+CLEAN = ("in", "near", "far")
+SPOILT = ("wrong", "shuffled", "duplicate")
+ORDER = (*CLEAN, *SPOILT)
 Composition = Mapping[str, Mapping[str, Any]]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from winnow.report.composition import labelled, ordered, shares
+from winnow.report.composition import CLEAN, SPOILT, labelled, ordered, shares
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
@@ -74,14 +74,20 @@ def _kept(composition: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = [shares(composition, count) for count in ("seen", "kept", "weight")]
     names = ordered(composition)
     for at, name in enumerate(names):
-        spoilt = known and name in {"wrong", "shuffled", "duplicate"}
         following = names[at + 1] if at + 1 < len(names) else ""
         table.add_row(
-            f"spoilt: {name}" if spoilt else f"clean: {name}" if known else name,
+            f"{_kind(name)}: {name}" if known and _kind(name) else name,
             *(percent(column[name]) for column in columns),
-            end_section=known and not spoilt and following in {"wrong", "shuffled", "duplicate"},
+            end_section=known and bool(following) and _kind(following) != _kind(name),
         )
     return table
+
+
+def _kind(name: str) -> str:
+    """What a label of the embedded stream says; a stream of the user's may have labels of its own."""
+    if name in CLEAN:
+        return "clean"
+    return "spoilt" if name in SPOILT else ""
 
 
 def _seconds(summary: Mapping[str, Any]) -> str:
