@@ -1,4 +1,4 @@
-"""python -m benchmarks [--quick] [--json FILE] [--only WORDS] [--profile WORDS]: the table of docs/PERFORMANCE.md."""
+"""python -m benchmarks [--quick] [--json FILE] [--only WORDS] [--profile WORDS]: selection against plain training."""
 
 from __future__ import annotations
 
