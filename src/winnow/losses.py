@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-IGNORE = -100
+from winnow.cross_entropy import IGNORE, token_nll
 
 Batch = Mapping[str, Tensor]
 """``input_ids``, ``attention_mask``, ``labels``: each Int[batch tokens]; labels are -100 where there is no loss."""
@@ -91,7 +90,7 @@ def example_losses(model: nn.Module, batch: Batch, reduction: str = "mean") -> F
     """Negative log-likelihood of each example's response tokens.
 
     Logits are computed at the columns where some example has a label (if the model takes
-    ``logits_to_keep``) and are raised to float32 only where there is one.
+    ``logits_to_keep``), and are raised to float32 only where there is one and a block at a time.
 
     Args:
         model: a causal language model that returns an object with ``logits``.
@@ -121,17 +120,7 @@ def example_losses(model: nn.Module, batch: Batch, reduction: str = "mean") -> F
         logits = model(**inputs, logits_to_keep=columns).logits
     else:
         logits = model(**inputs).logits[:, columns]
-    mask = mask[:, columns]
-    token_losses = _token_losses(logits[mask], batch["labels"][:, 1:][:, columns][mask])
-    del logits
-    # A dense row per example, rather than a scattered sum, is deterministic on every device.
-    sums = token_losses.new_zeros(mask.shape).masked_scatter(mask, token_losses).sum(1)
+    sums = token_nll(logits, batch["labels"][:, 1:][:, columns]).sum(1)
     count = mask.sum(1)
     losses = sums / count.clamp_min(1) if reduction == "mean" else sums
     return torch.where(count > 0, losses, torch.nan)
-
-
-def _token_losses(logits: Float[Tensor, "found vocab"], labels: Int[Tensor, " found"]) -> Float[Tensor, " found"]:
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    return F.cross_entropy(logits, labels, reduction="none")
