@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tests.families import build, double, ragged
 from tests.reference import relative, slow_matrix
 from winnow.geometry import Diagonal, Identity, OneSided, RankOne, geometry_of
-from winnow.gradients.factors import Dense, Factor, OuterProduct, Scaled, Scatter, Sum
+from winnow.gradients.factors import Dense, Factor, Scaled, Scatter, Sum
+from winnow.gradients.outer_product import OuterProduct
 from winnow.gradients.transform import multiply_left, multiply_right, scale_sides, times
 from winnow.optim import MuonWithAdamW, wants_names
 from winnow.scorer import Scorer

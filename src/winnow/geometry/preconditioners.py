@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from winnow.geometry.base import Preconditioner
-from winnow.gradients.factors import Factor, Scaled
+from winnow.gradients.factors import Factor, Scaled, Scatter
 from winnow.gradients.transform import multiply_left, multiply_right, scale_sides, times
 
 
@@ -83,9 +83,12 @@ class Diagonal:
             power: any real; 0 is the identity.
 
         Returns:
-            The scaled gradients, still factorised below the scale.
+            The scaled gradients; a scatter stays one, others are still factorised below the scale.
         """
-        return factor if power == 0 else Scaled(factor, self.power(power).to(factor.dtype))
+        if power == 0:
+            return factor
+        scale = self.power(power).to(factor.dtype)
+        return factor.scaled(scale) if isinstance(factor, Scatter) else Scaled(factor, scale)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Per-example gradients of one parameter, kept as factors for as long as possible.
 
-Four kinds, one interface (``Factor``): an outer product of activations (linear maps), a scatter of
-output gradients to rows (embeddings), a dense block (everything else), and the sum of several
-contributions to one parameter (tied weights, a module called twice).
+Four kinds, one interface (``Factor``): an outer product of activations (linear maps; in a module of its
+own), a scatter of output gradients to rows (embeddings), a dense block (everything else), and the sum of
+several contributions to one parameter (tied weights, a module called twice).
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ class Factor(Protocol):
     def rows(self, rows: Rows) -> Float[Tensor, "batch rows *rest"]:
         """Gradient of every example restricted to some rows; a fresh tensor the caller may change."""
 
-    def combine(self, weight: Float[Tensor, " batch"]) -> Float[Tensor, "*shape"]:
-        """Weighted sum over the examples, sum_i weight_i G_i, without any per-example gradient."""
+    def combine(
+        self, weight: Float[Tensor, " kept"], index: Int[Tensor, " kept"] | None = None
+    ) -> Float[Tensor, "*shape"]:
+        """sum_i weight_i G_{index_i}, over all examples if no index is given, without any per-example gradient."""
 
     def inner(self, direction: Float[Tensor, "*shape"]) -> Float[Tensor, " batch"]:
         """Inner products <G_i, direction>, without any per-example gradient."""
@@ -51,68 +53,6 @@ class Factor(Protocol):
 
     def to(self, dtype: torch.dtype) -> Factor:
         """The same gradients in another precision."""
-
-
-@dataclass(frozen=True)
-class OuterProduct:
-    """G_i = sum_t left_i[t] right_i[t]^T: the gradient of a linear map, never stored.
-
-    Args:
-        left: the side that indexes the parameter's rows (output gradients for ``nn.Linear``, inputs
-            for HF's transposed ``Conv1D``).
-        right: the side that indexes its columns.
-    """
-
-    left: Float[Tensor, "batch tokens rows"]
-    right: Float[Tensor, "batch tokens columns"]
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of the parameter."""
-        return torch.Size((self.left.shape[2], self.right.shape[2]))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision the factors are held in."""
-        return self.left.dtype
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.left)
-
-    def support(self) -> None:
-        """Every row is touched."""
-
-    def rows(self, rows: Rows) -> Float[Tensor, "batch rows columns"]:
-        """Per-example gradients of some rows; one batched matmul."""
-        return self.left[:, :, rows].transpose(1, 2) @ self.right
-
-    def combine(self, weight: Float[Tensor, " batch"]) -> Float[Tensor, "rows columns"]:
-        """sum_i weight_i G_i = (w o left)^T right; one matmul."""
-        left, right = self.left, self.right
-        scale = weight.to(left.dtype)[:, None, None]
-        if left.shape[2] <= right.shape[2]:
-            left = left * scale
-        else:
-            right = right * scale
-        return left.flatten(0, 1).T @ right.flatten(0, 1)
-
-    def inner(self, direction: Float[Tensor, "rows columns"]) -> Float[Tensor, " batch"]:
-        """<G_i, V> = sum_t left_i[t]^T V right_i[t]."""
-        direction = direction.to(self.dtype)
-        if self.left.shape[2] >= self.right.shape[2]:
-            product, other = self.left @ direction, self.right
-        else:
-            product, other = self.right @ direction.T, self.left
-        return torch.linalg.vecdot(product.flatten(1), other.flatten(1))
-
-    def examples(self, index: Rows) -> OuterProduct:
-        """The gradients of some of the examples."""
-        return OuterProduct(self.left[index], self.right[index])
-
-    def to(self, dtype: torch.dtype) -> OuterProduct:
-        """The same factors in another precision."""
-        return OuterProduct(self.left.to(dtype), self.right.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -153,20 +93,31 @@ class Scatter:
             rows = torch.arange(self.size, device=self.tokens.device)[rows]
         place = torch.full((self.size,), len(rows), device=rows.device)
         place[rows] = torch.arange(len(rows), device=rows.device)
-        index = place[self.tokens]  # positions of other rows go to one extra row, which is dropped
-        out = self.values.new_zeros(len(self), len(rows) + 1, self.values.shape[2])
-        return out.scatter_add_(1, index[:, :, None].expand_as(self.values), self.values)[:, :-1].contiguous()
+        index = place[self.tokens]
+        flat = (index + len(rows) * torch.arange(len(self), device=rows.device)[:, None]).flatten()
+        values, wanted = self.values.flatten(0, 1), (index < len(rows)).flatten()
+        if not bool(wanted.all()):
+            flat, values = flat[wanted], values[wanted]
+        out = values.new_zeros(len(self) * len(rows), values.shape[1])
+        return out.index_add_(0, flat, values).view(len(self), len(rows), -1)
 
-    def combine(self, weight: Float[Tensor, " batch"]) -> Float[Tensor, "size width"]:
-        """sum_i weight_i G_i by one scatter."""
-        values = self.values * weight.to(self.dtype)[:, None, None]
-        out = self.values.new_zeros(self.shape)
-        return out.index_add_(0, self.tokens.flatten(), values.flatten(0, 1))
+    def combine(
+        self, weight: Float[Tensor, " kept"], index: Int[Tensor, " kept"] | None = None
+    ) -> Float[Tensor, "size width"]:
+        """sum_i weight_i G_{index_i} by one scatter."""
+        kept = self if index is None else self.examples(index)
+        values = kept.values * weight.to(self.dtype)[:, None, None]
+        out = values.new_zeros(self.shape)
+        return out.index_add_(0, kept.tokens.flatten(), values.flatten(0, 1))
 
     def inner(self, direction: Float[Tensor, "size width"]) -> Float[Tensor, " batch"]:
         """<G_i, V> by gathering the rows of V."""
         gathered = direction.to(self.dtype)[self.tokens]
         return torch.linalg.vecdot(gathered.flatten(1), self.values.flatten(1))
+
+    def scaled(self, scale: Float[Tensor, "size width"]) -> Scatter:
+        """Scale o G_i; the scale of a token's row goes to each of its positions."""
+        return Scatter(self.tokens, self.values * scale[self.tokens], self.size)
 
     def examples(self, index: Rows) -> Scatter:
         """The gradients of some of the examples."""
@@ -209,9 +160,12 @@ class Dense:
         values = self.values if self.shape else self.values[:, None]
         return values[:, rows].clone()
 
-    def combine(self, weight: Float[Tensor, " batch"]) -> Float[Tensor, "*shape"]:
-        """sum_i weight_i G_i."""
-        return torch.tensordot(weight.to(self.dtype), self.values, dims=1)
+    def combine(
+        self, weight: Float[Tensor, " kept"], index: Int[Tensor, " kept"] | None = None
+    ) -> Float[Tensor, "*shape"]:
+        """sum_i weight_i G_{index_i}."""
+        values = self.values if index is None else self.values[index]
+        return torch.tensordot(weight.to(self.dtype), values, dims=1)
 
     def inner(self, direction: Float[Tensor, "*shape"]) -> Float[Tensor, " batch"]:
         """<G_i, V>."""
@@ -263,11 +217,13 @@ class Sum:
             total += part.rows(rows)
         return total
 
-    def combine(self, weight: Float[Tensor, " batch"]) -> Float[Tensor, "*shape"]:
-        """sum_i weight_i G_i."""
-        total = self.parts[0].combine(weight)
+    def combine(
+        self, weight: Float[Tensor, " kept"], index: Int[Tensor, " kept"] | None = None
+    ) -> Float[Tensor, "*shape"]:
+        """sum_i weight_i G_{index_i}."""
+        total = self.parts[0].combine(weight, index)
         for part in self.parts[1:]:
-            total = total + part.combine(weight)
+            total = total + part.combine(weight, index)
         return total
 
     def inner(self, direction: Float[Tensor, "*shape"]) -> Float[Tensor, " batch"]:
@@ -321,9 +277,11 @@ class Scaled:
         scale = self.scale if self.shape else self.scale[None]
         return self.factor.rows(rows).mul_(scale[rows])
 
-    def combine(self, weight: Float[Tensor, " batch"]) -> Float[Tensor, "*shape"]:
+    def combine(
+        self, weight: Float[Tensor, " kept"], index: Int[Tensor, " kept"] | None = None
+    ) -> Float[Tensor, "*shape"]:
         """Scaled weighted sum."""
-        return self.scale * self.factor.combine(weight)
+        return self.scale * self.factor.combine(weight, index)
 
     def inner(self, direction: Float[Tensor, "*shape"]) -> Float[Tensor, " batch"]:
         """<scale o G_i, V> = <G_i, scale o V>."""

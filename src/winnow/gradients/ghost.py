@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.gradients.factors import OuterProduct
+from winnow.gradients.outer_product import OuterProduct
 
 
 def ghost_gram(factor: OuterProduct, chunk_elements: int) -> Float[Tensor, "batch batch"]:
@@ -18,16 +18,17 @@ def ghost_gram(factor: OuterProduct, chunk_elements: int) -> Float[Tensor, "batc
     Returns:
         The Gram of the batch.
     """
-    size, length = factor.left.shape[:2]
-    out = factor.left.new_empty(size, size)
+    lefts, rights = factor.sides()
+    size, length = lefts.shape[:2]
+    out = lefts.new_empty(size, size)
     for i in range(size):
         others = size - i
-        left, right = factor.left[i:].flatten(0, 1), factor.right[i:].flatten(0, 1)
+        left, right = lefts[i:].flatten(0, 1), rights[i:].flatten(0, 1)
         step = max(1, chunk_elements // (others * length))
-        row = factor.left.new_zeros(others)
+        row = lefts.new_zeros(others)
         for start in range(0, length, step):
-            product = factor.left[i, start : start + step] @ left.T
-            product *= factor.right[i, start : start + step] @ right.T
+            product = lefts[i, start : start + step] @ left.T
+            product *= rights[i, start : start + step] @ right.T
             row += product.view(-1, others, length).sum((0, 2))
         out[i, i:] = out[i:, i] = row
     return out

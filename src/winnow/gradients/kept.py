@@ -61,5 +61,5 @@ class KeptFactors:
         self._factors.clear()
 
     def _combine(self, name: str, selection: Selection) -> Tensor:
-        kept = self._factors[name].examples(selection.index)
-        return kept.combine(selection.weight / len(selection)).to(self.parameters[name].dtype)
+        share = selection.weight / len(selection)
+        return self._factors[name].combine(share, selection.index).to(self.parameters[name].dtype)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from winnow.geometry.base import accumulation_dtype
-from winnow.gradients.factors import Factor, OuterProduct
+from winnow.gradients.factors import Factor
 from winnow.gradients.ghost import fits_ghost, ghost_is_cheaper
+from winnow.gradients.outer_product import OuterProduct
 from winnow.gradients.sketch import Sketch
 
 MODES = ("exact", "ghost", "sketch", "auto")

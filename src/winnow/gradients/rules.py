@@ -1,8 +1,8 @@
 """From what a module saw and the gradient of its output to per-example gradients of its parameters.
 
 Every rule gets tensors whose first dimension is the example. ``nn.Linear``, HF ``Conv1D``,
-``nn.Embedding`` and ``nn.LayerNorm`` have closed forms; any other module that owns parameters goes
-through a vmapped vector-Jacobian product of that module alone.
+``nn.Embedding``, ``nn.LayerNorm`` and root-mean-square norms have closed forms; any other module that
+owns parameters goes through a vmapped vector-Jacobian product of that module alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from winnow.gradients.factors import Dense, Factor, OuterProduct, Scatter
+from winnow.gradients.factors import Dense, Factor, Scatter
+from winnow.gradients.outer_product import OuterProduct
+from winnow.gradients.rms_norm import agrees, is_candidate, weight_gradient
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def rule_for(module: nn.Module) -> Rule:
         return layer_norm
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return conv1d
-    return generic
+    return rms_norm if is_candidate(module) else generic
 
 
 def _bias(grad: Float[Tensor, "batch *middle width"]) -> Dense:
@@ -157,6 +159,29 @@ def layer_norm(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str,
         "bias": lambda: total(call.grad),
     }
     return {name: made[name]() for name in names}
+
+
+def rms_norm(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Factor]:
+    """A root-mean-square norm: the closed form where it holds for this class, else the generic rule.
+
+    Args:
+        module: the norm.
+        call: its input and output gradient.
+        names: ``weight``.
+
+    Returns:
+        The gradient of ``weight``.
+    """
+
+    def by_calling(x: Tensor, grad: Tensor) -> Tensor:
+        return generic(module, Call((x,), {}, grad, frozenset(), frozenset({0})), ["weight"])["weight"].rows(
+            slice(None)
+        )
+
+    plain = len(call.args) + len(call.kwargs) == 1 and call.input.shape == call.grad.shape
+    if plain and agrees(module, call.input.dtype, by_calling):
+        return {name: Dense(weight_gradient(module, call.input, call.grad)) for name in names}
+    return generic(module, call, names)
 
 
 def generic(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Factor]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.gradients.factors import Dense, Factor, OuterProduct, Scaled, Scatter, Sum
+from winnow.gradients.factors import Dense, Factor, Scaled, Scatter, Sum
+from winnow.gradients.outer_product import OuterProduct
 
 
 def times(factor: Factor, scalar: float) -> Factor:
@@ -19,9 +20,7 @@ def times(factor: Factor, scalar: float) -> Factor:
         scalar G_i, of the same kind.
     """
     if isinstance(factor, OuterProduct):
-        if factor.left.shape[2] <= factor.right.shape[2]:
-            return OuterProduct(factor.left * scalar, factor.right)
-        return OuterProduct(factor.left, factor.right * scalar)
+        return factor.scaled(scalar, None)
     if isinstance(factor, Scatter):
         return Scatter(factor.tokens, factor.values * scalar, factor.size)
     if isinstance(factor, Sum):
@@ -43,7 +42,7 @@ def scale_sides(factor: Factor, row: Float[Tensor, " rows"], column: Float[Tenso
         diag(row) G_i diag(column); an outer product stays one.
     """
     if isinstance(factor, OuterProduct):
-        return OuterProduct(factor.left * row, factor.right * column)
+        return factor.scaled(row, column)
     if isinstance(factor, Scatter):
         return Scatter(factor.tokens, factor.values * row[factor.tokens][:, :, None] * column, factor.size)
     if isinstance(factor, Sum):
@@ -64,7 +63,8 @@ def multiply_left(factor: Factor, matrix: Float[Tensor, "rows rows"]) -> Factor:
         The products; an outer product stays one, everything else becomes dense.
     """
     if isinstance(factor, OuterProduct):
-        return OuterProduct(factor.left @ matrix, factor.right)
+        left, right = factor.sides()
+        return OuterProduct(left @ matrix, right)
     if isinstance(factor, Sum):
         return Sum([multiply_left(part, matrix) for part in factor.parts])
     return Dense(matrix @ _block(factor))
@@ -81,7 +81,8 @@ def multiply_right(factor: Factor, matrix: Float[Tensor, "columns columns"]) -> 
         The products; outer products and scatters stay what they are.
     """
     if isinstance(factor, OuterProduct):
-        return OuterProduct(factor.left, factor.right @ matrix)
+        left, right = factor.sides()
+        return OuterProduct(left, right @ matrix)
     if isinstance(factor, Scatter):
         return Scatter(factor.tokens, factor.values @ matrix, factor.size)
     if isinstance(factor, Sum):

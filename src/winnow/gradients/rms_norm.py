@@ -1,0 +1,86 @@
+"""Root-mean-square norms: a closed form in place of calling the module again for every example.
+
+Every model family has an RMSNorm class of its own. Their weights differ (w, or 1 + w), and the gradient
+of the weight does not: sum_t D_i[t] o x_hat_i[t]. So the closed form goes by the name of the class, and is
+used only if it agrees with the generic rule on a sample.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+_agrees: dict[tuple[Any, ...], bool] = {}
+
+
+def is_candidate(module: nn.Module) -> bool:
+    """Whether a module looks like a root-mean-square norm over its last dimension.
+
+    Args:
+        module: any module.
+
+    Returns:
+        True if its class says so and its one parameter is a vector called ``weight``.
+    """
+    return type(module).__name__.endswith("RMSNorm") and [
+        (name, held.ndim) for name, held in module.named_parameters()
+    ] == [("weight", 1)]
+
+
+def weight_gradient(
+    module: nn.Module, x: Float[Tensor, "batch *middle width"], grad: Float[Tensor, "batch *middle width"]
+) -> Float[Tensor, "batch width"]:
+    """sum_t D_i[t] o x_i[t] / sqrt(mean(x_i[t]^2) + eps).
+
+    Args:
+        module: the norm, for its eps.
+        x: its input.
+        grad: gradient of its output.
+
+    Returns:
+        One gradient per example, in the precision of ``grad``.
+    """
+    wide = torch.promote_types(torch.promote_types(x.dtype, grad.dtype), torch.float32)
+    x, wide_grad = x.to(wide), grad.to(wide)
+    inverse = torch.linalg.vector_norm(x, dim=-1).square_().div_(x.shape[-1]).add_(_eps(module, x.dtype)).rsqrt_()
+    product = (wide_grad * x).reshape(len(x), -1, x.shape[-1])
+    return (inverse.reshape(len(x), 1, -1) @ product).squeeze(1).to(grad.dtype)
+
+
+def agrees(module: nn.Module, dtype: torch.dtype, generic: Any) -> bool:
+    """Whether the closed form gives what the module's own gradient gives; asked once per class and precision.
+
+    Args:
+        module: a candidate.
+        dtype: precision of its input.
+        generic: gives the gradient of ``weight`` from input and output gradient by calling the module.
+
+    Returns:
+        False as well where the module cannot be called with one tensor.
+    """
+    key = (type(module), type(module).forward, _eps(module, dtype), dtype)
+    if key not in _agrees:
+        generator = torch.Generator().manual_seed(0)
+        weight: Any = module.weight
+        width, device = weight.shape[0], weight.device
+        # Rows of several lengths, the last so short that eps counts.
+        x = torch.randn(3, 2, width, generator=generator) * torch.tensor([1.0, 0.1, 1e-3])[:, None, None]
+        grad = torch.randn(3, 2, width, generator=generator)
+        x, grad = (tensor.to(device, dtype) for tensor in (x, grad))
+        try:
+            expected = generic(x, grad)
+        except (RuntimeError, TypeError, ValueError):
+            _agrees[key] = False
+        else:
+            found = weight_gradient(module, x, grad)
+            tolerance = 32 * torch.finfo(dtype).eps * float(expected.abs().max())
+            _agrees[key] = bool((found - expected).abs().max() <= tolerance)
+    return _agrees[key]
+
+
+def _eps(module: nn.Module, dtype: torch.dtype) -> float:
+    found = [getattr(module, name, None) for name in ("variance_epsilon", "eps", "epsilon")]
+    return next((float(value) for value in found if isinstance(value, float | int)), torch.finfo(dtype).eps)

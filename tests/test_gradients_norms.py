@@ -1,0 +1,90 @@
+"""A root-mean-square norm takes the closed form where that is its gradient, and is called again where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from winnow.gradients import rms_norm, rules
+from winnow.gradients.rules import Call, rule_for
+
+
+class MeanRMSNorm(nn.Module):
+    """Called a root-mean-square norm, and it takes the mean off first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(-1, keepdim=True)
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
+class TwoInputsRMSNorm(MeanRMSNorm):
+    """A gate beside the input."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x * gate)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def one_by_one(module: nn.Module, grad: Tensor, *inputs: Tensor) -> Tensor:
+    rows = []
+    for row in zip(grad, *inputs, strict=True):
+        output = module(*(x[None] for x in row[1:]))
+        rows.append(torch.autograd.grad(output, module.weight, row[0][None].to(output.dtype))[0])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(
+    ("build", "dtype", "closed"),
+    [
+        (LlamaRMSNorm, torch.float32, True),
+        (LlamaRMSNorm, torch.bfloat16, True),
+        (LlamaRMSNorm, torch.float64, False),  # it works in float32 whatever it is given
+        (GemmaRMSNorm, torch.float32, True),
+        (nn.RMSNorm, torch.float32, True),
+        (nn.RMSNorm, torch.float64, True),
+        (MeanRMSNorm, torch.float32, False),
+    ],
+)
+@pytest.mark.parametrize("heads", [(), (3,)], ids=["tokens", "heads"])
+def test_gradients_of_the_weight(
+    build: Callable[[int], nn.Module],
+    dtype: torch.dtype,
+    closed: bool,
+    heads: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rms_norm, "_agrees", {})
+    module = build(16).to(dtype)
+    nn.init.normal_(module.weight)  # type: ignore[arg-type]
+    x, grad = normal(4, 5, *heads, 16).to(dtype), normal(4, 5, *heads, 16, seed=1).to(dtype)
+    x[1] *= 1e-3  # eps counts
+    call = Call((x,), {}, grad, frozenset(), frozenset({0}))
+    rule_for(module)(module, call, ["weight"])  # the first call of a class compares
+    used: list[nn.Module] = []
+    original = rules.generic
+    monkeypatch.setattr(rules, "generic", lambda *args: used.append(args[0]) or original(*args))
+    found = rule_for(module)(module, call, ["weight"])["weight"].rows(slice(None))
+    assert bool(used) != closed
+    expected = one_by_one(module, grad, x)
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_a_norm_of_two_inputs_is_called_again() -> None:
+    module = TwoInputsRMSNorm(16)
+    x, gate, grad = normal(4, 5, 16), normal(4, 5, 16, seed=1), normal(4, 5, 16, seed=2)
+    call = Call((x, gate), {}, grad, frozenset(), frozenset({0, 1}))
+    found = rule_for(module)(module, call, ["weight"])["weight"].rows(slice(None))
+    torch.testing.assert_close(found, one_by_one(module, grad, x, gate), atol=1e-5, rtol=1e-5)
