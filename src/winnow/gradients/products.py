@@ -11,9 +11,10 @@ from torch import Tensor
 
 from winnow.geometry.base import Preconditioner, accumulation_dtype
 from winnow.gradients.countsketch import CountSketch
-from winnow.gradients.factors import Factor, OuterProduct
+from winnow.gradients.factors import Factor, Scatter
 from winnow.gradients.ghost import ghost_gram
 from winnow.gradients.method import Method
+from winnow.gradients.outer_product import OuterProduct
 from winnow.gradients.sketch import chunks, has_factors
 from winnow.signals import Needs
 
@@ -128,10 +129,13 @@ class Products:
             self._add_count(name, factor, preconditioner, target, rows)
             return
         scaled = preconditioner.factor(factor, half)
-        sketched = self.method.mode == "sketch" and self.store is None and has_factors(scaled)
+        in_place = self.method.mode == "sketch" and self.store is None
+        sketched = in_place and has_factors(scaled)
         aligned = needs.alignment is None
         if sketched:
             aligned = self._sketch(name, factor, scaled, half, preconditioner, target) or aligned
+        elif in_place and isinstance(scaled, Scatter) and self.gram is not None:
+            aligned = self._fold_columns(name, scaled, half, preconditioner, target) or aligned
         elif self.gram is not None and self.store is not None:
             self._keep(name, scaled, rows)
         elif self.gram is not None and self.method.ghosts(scaled, not aligned):
@@ -177,6 +181,11 @@ class Products:
             assert target is not None and self.needs.alignment is not None
             direction = preconditioner.tensor(target.tensor(), self.needs.alignment - half)
             direction = direction.to(scaled.dtype) if direction.shape else direction[None].to(scaled.dtype)
+        self._add_formed(scaled, direction)
+        return direction is not None
+
+    def _add_formed(self, scaled: Factor, direction: Tensor | None) -> None:
+        """Inner products of formed gradients, and with a direction if there is one."""
         assert self.gram is not None
         for rows in chunks(scaled, self.method.chunk_elements, every_row=False):
             block = scaled.rows(rows).flatten(1)
@@ -184,6 +193,17 @@ class Products:
             if direction is not None:
                 assert self.alignment is not None
                 self.alignment.addmv_(block, direction[rows].flatten())
+
+    def _fold_columns(
+        self, name: str, scaled: Scatter, half: float, preconditioner: Preconditioner, target: Target | None
+    ) -> bool:
+        """K, and b if its power allows, of a table: columns are sketched and rows, which are few, met exactly."""
+        sketch, direction = self.method.sketch(name, scaled), None
+        if self._from_scaled(half):
+            assert target is not None and self.needs.alignment is not None
+            direction = preconditioner.tensor(target.tensor(), self.needs.alignment - half).to(scaled.dtype)
+            direction = sketch.fold_columns(direction)
+        self._add_formed(Scatter(scaled.tokens, sketch.fold_columns(scaled.values), scaled.size), direction)
         return direction is not None
 
     def _sketch(

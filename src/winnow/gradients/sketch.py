@@ -1,27 +1,34 @@
-"""Seeded two-sided random projections of per-example gradients."""
+"""Seeded two-sided count sketches of per-example gradients."""
 
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.gradients.factors import Factor, OuterProduct, Rows, Scatter, Sum
+from winnow.gradients.factors import Factor, Rows, Scatter, Sum
+from winnow.gradients.outer_product import OuterProduct
+
+BLOCK = 2**19
+"""On a CPU a side is folded this many numbers at a time: products are still in the cache when they are added."""
 
 
 class Sketch:
     """S(G) = R^T G Q for the gradients of one matrix: linear, and <S(G), S(H)> is <G, H> on average.
 
-    R and Q have independent random signs over the root of ``dim``, which an outer product or a scatter
-    meets before it is multiplied out: linear in tokens, and G is never formed. A side no longer than
-    ``dim`` is not projected. The relative error of an inner product falls as 1 / sqrt(dim).
+    R and Q are count sketches (Charikar et al. 2002): row or column i goes to bucket i mod n with a random sign,
+    n drawn from ``dim`` to 5/4 ``dim`` so that which ones share a bucket is drawn too. An outer product
+    is folded before it is multiplied out: linear in tokens, G is never formed, and a fold is no
+    multiplication by a matrix. A side no longer than ``dim`` stays as it is. The relative error of an
+    inner product falls as 1 / sqrt(dim), as it does for dense random signs.
 
     Args:
         name: the parameter; with ``seed`` it decides the signs.
         shape: rows and columns.
-        dim: length that each side is projected to.
+        dim: the least number of buckets of a side.
         seed: of the signs.
         device: where the signs live.
         dtype: precision of the sketches.
@@ -33,14 +40,14 @@ class Sketch:
         # torch's CPU generator takes 32 bits of a seed.
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
-        def signs(side: int) -> Tensor | None:
-            if side <= dim:
+        def side(length: int) -> Fold | None:
+            if length <= dim:
                 return None
-            bits = torch.randint(0, 2, (side, dim), generator=generator, dtype=torch.int8)
-            return ((2 * bits.to(dtype) - 1) / dim**0.5).to(device)
+            buckets = dim + int(torch.randint(0, dim // 4 + 1, (), generator=generator))
+            bits = torch.randint(0, 2, (length,), generator=generator, dtype=torch.int8)
+            return Fold((2 * bits.to(dtype) - 1).to(device), min(buckets, length))
 
-        self.rows, self.columns = signs(shape[0]), signs(shape[1])
-        self.shape = shape
+        self.rows, self.columns = side(shape[0]), side(shape[1])
 
     def factor(self, factor: Factor, chunk_elements: int) -> Float[Tensor, "batch numbers"]:
         """Sketches of every example's gradient.
@@ -64,34 +71,84 @@ class Sketch:
         Returns:
             Its flat sketch.
         """
-        if self.columns is not None:
-            gradient = gradient @ self.columns.to(gradient.dtype)
-        if self.rows is not None:
-            gradient = self.rows.to(gradient.dtype).T @ gradient
-        return gradient.flatten()
+        return self._fold_rows(self.fold_columns(gradient)[None], slice(None)).flatten()
+
+    def fold_columns(
+        self, tensor: Float[Tensor, "*middle columns"], scale: Float[Tensor, " columns"] | None = None
+    ) -> Float[Tensor, "*middle numbers"]:
+        """G diag(scale) Q.
+
+        Args:
+            tensor: with the columns of the parameter in its last dimension.
+            scale: multipliers of the columns; ones if None.
+
+        Returns:
+            The folded tensor.
+        """
+        return _apply(self.columns, tensor, scale)
 
     def _project(self, factor: Factor, chunk_elements: int) -> Tensor:
         if isinstance(factor, OuterProduct):
-            return self._side(factor.left, self.rows).transpose(1, 2) @ self._side(factor.right, self.columns)
+            left = _apply(self.rows, factor.left, factor.row)
+            return left.transpose(1, 2) @ self.fold_columns(factor.right, factor.column)
         if isinstance(factor, Scatter) and self.rows is not None:
-            left = self.rows.to(factor.dtype)[factor.tokens]
-            return left.transpose(1, 2) @ self._side(factor.values, self.columns)
+            values = self.fold_columns(factor.values) * self.rows.signs.to(factor.dtype)[factor.tokens][:, :, None]
+            bucket = (factor.tokens % self.rows.buckets)[:, :, None].expand_as(values)
+            return values.new_zeros(len(factor), self.rows.buckets, values.shape[2]).scatter_add_(1, bucket, values)
         if isinstance(factor, Sum):
             return torch.stack([self._project(part, chunk_elements) for part in factor.parts]).sum(0)
-        total: Tensor | None = None
-        for rows in chunks(factor, chunk_elements):
-            block = self._side(factor.rows(rows), self.columns)
-            if self.rows is None:
-                total = block if total is None else torch.cat([total, block], 1)
-            else:
-                part = self.rows.to(block.dtype)[rows].T @ block
-                total = part if total is None else total + part
-        assert total is not None
-        return total
+        pieces = chunks(factor, chunk_elements)
+        found = [self._fold_rows(self.fold_columns(factor.rows(rows)), rows) for rows in pieces]
+        return torch.cat(found, 1) if self.rows is None else torch.stack(found).sum(0)
 
-    @staticmethod
-    def _side(tensor: Tensor, signs: Tensor | None) -> Tensor:
-        return tensor if signs is None else tensor @ signs.to(tensor.dtype)
+    def _fold_rows(self, block: Float[Tensor, "batch some columns"], rows: Rows) -> Float[Tensor, "batch kept columns"]:
+        """R^T restricted to some rows, times a block of them."""
+        if self.rows is None:
+            return block
+        signed = block * self.rows.signs.to(block.dtype)[rows][:, None]
+        bucket = torch.arange(len(self.rows.signs), device=block.device)[rows] % self.rows.buckets
+        return block.new_zeros(len(block), self.rows.buckets, block.shape[2]).index_add_(1, bucket, signed)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Count sketch of a dimension: entry i, times its sign, is added to bucket i mod ``buckets``.
+
+    Args:
+        signs: +1 or -1.
+        buckets: how many there are, no more than entries.
+    """
+
+    signs: Float[Tensor, " side"]
+    buckets: int
+
+    def __call__(
+        self, tensor: Float[Tensor, "*middle side"], scale: Float[Tensor, " side"] | None = None
+    ) -> Float[Tensor, "*middle numbers"]:
+        """Fold the last dimension.
+
+        Args:
+            tensor: any.
+            scale: multipliers of the last dimension; ones if None.
+
+        Returns:
+            A tensor whose last dimension is the buckets.
+        """
+        signs = self.signs.to(tensor.dtype) if scale is None else self.signs.to(tensor.dtype) * scale
+        whole = tensor.shape[-1] // self.buckets * self.buckets
+        out = tensor.new_empty(*tensor.shape[:-1], self.buckets)
+        step = len(tensor) if tensor.device.type != "cpu" else max(1, BLOCK * len(tensor) // max(1, tensor.numel()))
+        for block, folded in zip(tensor.split(step), out.split(step), strict=True):
+            torch.sum((block[..., :whole] * signs[:whole]).unflatten(-1, (-1, self.buckets)), -2, out=folded)
+        if whole < tensor.shape[-1]:
+            out[..., : tensor.shape[-1] - whole] += tensor[..., whole:] * signs[whole:]
+        return out
+
+
+def _apply(side: Fold | None, tensor: Tensor, scale: Tensor | None) -> Tensor:
+    if side is not None:
+        return side(tensor, scale)
+    return tensor if scale is None else tensor * scale
 
 
 def chunks(factor: Factor, elements: int, every_row: bool = True) -> list[Rows]:
@@ -119,8 +176,8 @@ def has_factors(factor: Factor) -> bool:
         factor: the gradients.
 
     Returns:
-        True for outer products, and sums of which all parts are.
+        True for outer products, and sums of those and scatters.
     """
     if isinstance(factor, Sum):
-        return all(has_factors(part) for part in factor.parts)
+        return all(isinstance(part, OuterProduct | Scatter) for part in factor.parts)
     return isinstance(factor, OuterProduct)
