@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.cases import Bench, Case, Size, cases
 from benchmarks.measure import choosing, machine, peak, spread, timed
+from winnow.allocator import keep_freed_memory
 
 
 def arguments() -> argparse.Namespace:
@@ -41,6 +42,7 @@ def main() -> None:
     options = arguments()
     size = Size(hidden=128, layers=2, vocab=1024) if options.quick else Size()
     size = Size(options.hidden or size.hidden, options.layers or size.layers, size.vocab)
+    kept = keep_freed_memory()  # as train.py does
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     rounds = options.rounds or (3 if options.quick else 5)
     chosen = [case for case in cases(options.quick) if (options.profile or options.only) in case.name]
@@ -48,7 +50,8 @@ def main() -> None:
         for case in chosen:
             profile(case, size, device, dtype)
         return
-    report: dict[str, Any] = {"machine": machine(device), "model": asdict(size), "rounds": rounds, "cases": []}
+    report: dict[str, Any] = {"machine": machine(device), "keeps_freed_memory": kept, "model": asdict(size)}
+    report |= {"rounds": rounds, "cases": []}
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()))
     print(f"{'case':46}{'min':>7}{'median':>8}{'max':>7}{'floor':>7}{'bar':>6}   plain s  select s  memory")
     steps: dict[str, float] = {}

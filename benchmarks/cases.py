@@ -132,6 +132,8 @@ class Bench:
             num_key_value_heads=max(1, size.hidden // 128),
             max_position_embeddings=max(4096, case.tokens),
             tie_word_embeddings=False,
+            # The default of 0.02 is for wider models: here attention would be uniform, and its gradients rounding.
+            initializer_range=size.hidden**-0.5,
             attn_implementation="sdpa",
         )
         model: nn.Module = LlamaForCausalLM(config).to(device, dtype)

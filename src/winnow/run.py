@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as hf_logging
 
+from winnow.allocator import keep_freed_memory
 from winnow.callbacks import AtomicCheckpointIO, Records
 from winnow.data import Corpus, SelectionDataModule
 from winnow.evaluation import evaluate
@@ -66,6 +67,8 @@ def run(cfg: DictConfig) -> float | None:
     """
     folder = Path(cfg.out)
     _claim(folder, cfg.ckpt_path)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     write_json(folder / "config.json", anonymous(plain(cfg)))
     write_json(folder / "provenance.json", provenance())
     status, parts = Status(folder), Parts()
