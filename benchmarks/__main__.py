@@ -1,4 +1,4 @@
-"""python -m benchmarks [--quick] [--json FILE] [--only WORDS] [--profile WORDS]: selection against plain training."""
+"""python -m benchmarks [--quick | --profile WORDS | --costs | --context PNG]: selection against plain training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import context, costs
 from benchmarks.cases import Bench, Case, Size, cases
 from benchmarks.measure import choosing, machine, peak, spread, timed
 from winnow.allocator import keep_freed_memory
@@ -30,6 +31,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--profile", metavar="CASE", help="where the time of a case goes, by torch's profiler, and nothing else"
     )
+    parser.add_argument("--costs", action="store_true", help="the cost model of mode auto against the clock")
+    parser.add_argument("--context", type=Path, metavar="PNG", help="T from 256 to 4096, plotted")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="of the model: float32 or bfloat16")
     parser.add_argument("--hidden", type=int, help="width of the model")
@@ -40,12 +43,16 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure and print."""
     options = arguments()
-    size = Size(hidden=128, layers=2, vocab=1024) if options.quick else Size()
+    size = Size(hidden=192, layers=3, vocab=2048) if options.quick else Size()
     size = Size(options.hidden or size.hidden, options.layers or size.layers, size.vocab)
     kept = keep_freed_memory()  # as train.py does
+    if options.costs:
+        print("\n".join(costs.table(costs.measured())))
+        return
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     rounds = options.rounds or (3 if options.quick else 5)
-    chosen = [case for case in cases(options.quick) if (options.profile or options.only) in case.name]
+    listed = context.cases() if options.context else cases(options.quick)
+    chosen = [case for case in listed if (options.profile or options.only) in case.name]
     if options.profile:
         for case in chosen:
             profile(case, size, device, dtype)
@@ -70,7 +77,9 @@ def main() -> None:
             f"{_number(memory and memory['ratio']):>8}",
             flush=True,
         )
-    if not options.only:
+    if options.context:
+        context.plot(report["cases"], options.context)
+    elif not options.only:
         _choosing(report, rounds, steps)
     report["load_after"] = machine(device)["load"]
     if options.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,11 +104,8 @@ def cases(quick: bool) -> list[Case]:
     ]
     if not quick:
         return full
-    few = {"pool": 4, "target": 2, "keep": 2}
-    return [
-        Case(**{**case.__dict__, "bar": None, **({"tokens": 64, **few} if case.tokens < 1000 else {"tokens": 256})})
-        for case in full
-    ]
+    few = {"pool": 8, "target": 4, "keep": 4, "tokens": 128}
+    return [Case(**{**case.__dict__, "bar": None, **(few if case.tokens < 1000 else {"tokens": 512})}) for case in full]
 
 
 class Bench:
@@ -138,7 +136,9 @@ class Bench:
         )
         model: nn.Module = LlamaForCausalLM(config).to(device, dtype)
         if case.lora is not None:
-            model = get_peft_model(model, LoraConfig(r=case.lora, lora_dropout=0.0, target_modules="all-linear"))
+            with warnings.catch_warnings():  # peft reads a property that transformers renames
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+                model = get_peft_model(model, LoraConfig(r=case.lora, lora_dropout=0.0, target_modules="all-linear"))
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:  # zero at first, which would leave half the gradients zero
                     nn.init.normal_(parameter, std=0.02)
