@@ -240,12 +240,12 @@ def test_a_history_that_is_not_resumed_replaces_an_old_one(tmp_path: Path) -> No
 
 def test_budget_counts_and_survives_its_state() -> None:
     budget = Budget()
-    budget.step(examples=8, tokens=80, kept=3, kept_tokens=30, target=4, excluded=1, truncated=2)
-    budget.step(examples=8, tokens=70, kept=0, kept_tokens=0, target=4, excluded=8, truncated=0)
+    budget.step(examples=8, tokens=80, kept=3, kept_tokens=30, updated=True, target=4, excluded=1, truncated=2)
+    budget.step(examples=8, tokens=70, kept=0, kept_tokens=0, updated=False, target=4, excluded=8, truncated=0)
     restored = Budget()
     restored.load_state_dict(json.loads(json.dumps(budget.state_dict())))
     assert restored.state_dict() == budget.state_dict()
-    restored.step(examples=8, tokens=10, kept=1, kept_tokens=5, target=0, excluded=0, truncated=0)
+    restored.step(examples=8, tokens=10, kept=1, kept_tokens=5, updated=True, target=0, excluded=0, truncated=0)
     assert {name: value for name, value in restored.metrics().items() if name.startswith("budget/")} == {
         "budget/steps": 3,
         "budget/updates": 2,
@@ -267,12 +267,12 @@ def test_budget_times_steps_and_the_selecting_in_them() -> None:
     while perf_counter() - begun < 0.02:
         pass
     budget.selected()
-    budget.step(**counts)
+    budget.step(**counts, updated=True)
     took = perf_counter() - begun
     assert 0.02 <= budget.seconds_selecting <= budget.seconds <= took
     assert 50 / took <= budget.metrics()["time/tokens_per_second"] <= 50 / 0.02
     before = budget.seconds
-    budget.step(**counts)  # not started: no time is counted twice
+    budget.step(**counts, updated=True)  # not started: no time is counted twice
     assert budget.seconds == before
 
 

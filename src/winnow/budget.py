@@ -13,7 +13,7 @@ class Budget:
 
     Args:
         steps: pools seen.
-        updates: pools that led to an update.
+        updates: steps of the optimizer.
         examples_seen: candidates in those pools.
         tokens_seen: their response tokens.
         examples_trained: candidates whose gradient reached the optimizer.
@@ -57,6 +57,7 @@ class Budget:
         tokens: int,
         kept: int,
         kept_tokens: int,
+        updated: bool,
         target: int,
         excluded: int,
         truncated: int,
@@ -68,12 +69,13 @@ class Budget:
             tokens: their response tokens.
             kept: candidates trained on.
             kept_tokens: their response tokens.
+            updated: whether the optimizer made a step.
             target: target examples scored against.
             excluded: candidates that could not be chosen.
             truncated: candidates that were cut.
         """
         self.steps += 1
-        self.updates += kept > 0
+        self.updates += updated
         self.examples_seen += examples
         self.tokens_seen += tokens
         self.examples_trained += kept

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
+from winnow.accumulate import Accumulated
 from winnow.budget import Budget
 from winnow.losses import example_losses, response_tokens
 from winnow.optim import wants_names
@@ -40,6 +41,8 @@ class SelectionModule(lightning.LightningModule):
         scheduler: builds a learning-rate schedule from the optimizer; stepped once per update.
         clip_norm: bound on the gradient norm; None for no clipping.
         max_idle_steps: pools in a row that may lead to no update before the run is given up.
+        pools_per_update: pools, each scored and chosen from by itself with the same parameters, whose gradients
+            are averaged into one update. Those left at the end of an epoch make a smaller one.
         seed: of dropout and of selectors that draw at random, together with the step.
 
     Raises:
@@ -55,6 +58,7 @@ class SelectionModule(lightning.LightningModule):
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
         clip_norm: float | None = None,
         max_idle_steps: int = 100,
+        pools_per_update: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -69,6 +73,7 @@ class SelectionModule(lightning.LightningModule):
         self.clip_norm, self.seed = clip_norm, seed
         self.max_idle_steps = max_idle_steps
         self.budget = Budget()
+        self.accumulated = Accumulated(pools_per_update)
         self.idle = 0
         self.last_step: StepRecord | None = None
         self._scorer: Scorer | None = None
@@ -121,7 +126,7 @@ class SelectionModule(lightning.LightningModule):
             losses = signals.losses.detach().float().cpu()
         rate = float(self._optimizer.param_groups[0]["lr"])
         chosen = len(selection)
-        loss, selection = self._update(pool, selection, losses)
+        loss, selection, updated = self._train(pool, selection, losses)
         self.idle = 0 if len(selection) else self.idle + 1
         kept_tokens = signals.tokens[selection.index.to(signals.tokens.device)]
         self.budget.step(
@@ -129,6 +134,7 @@ class SelectionModule(lightning.LightningModule):
             tokens=int(signals.tokens.sum()),
             kept=len(selection),
             kept_tokens=int(kept_tokens.sum()),
+            updated=updated,
             target=len(batch["target"]["labels"]) if self.selector.needs.target else 0,
             excluded=int((~signals.valid).sum()) + chosen - len(selection),
             truncated=int(batch["truncated"].sum()),
@@ -185,6 +191,7 @@ class SelectionModule(lightning.LightningModule):
         checkpoint["winnow"] = {
             "budget": self.budget.state_dict(),
             "idle": self.idle,
+            "accumulated": self.accumulated.state_dict(),
             "scorer": self._scorer.state_dict() if self._scorer is not None else {},
             "selector": self.selector.state_dict() if hasattr(self.selector, "state_dict") else {},
         }
@@ -194,6 +201,8 @@ class SelectionModule(lightning.LightningModule):
         state = checkpoint["winnow"]
         self.budget.load_state_dict(state["budget"])
         self.idle = int(state["idle"])
+        if "accumulated" in state:
+            self.accumulated.load_state_dict(state["accumulated"])
         self._scorer_state = state["scorer"]
         if self._scorer is not None:
             self._scorer.load_state_dict(state["scorer"])
@@ -223,30 +232,49 @@ class SelectionModule(lightning.LightningModule):
             selection = replace(selection, diagnostics={**selection.diagnostics, "target_reused": 1.0})
         return signals, selection
 
-    def _update(self, pool: dict[str, Tensor], selection: Selection, losses: Tensor) -> tuple[float, Selection]:
-        """One optimizer step on the weighted gradient; gives the loss, and what was really trained on.
+    def _train(self, pool: dict[str, Tensor], selection: Selection, losses: Tensor) -> tuple[float, Selection, bool]:
+        """Gradient of a pool's choice and, where one is due, the optimizer's step.
 
-        Fills in the losses it learns of.
+        Fills in the losses it learns of. Gives the loss, what was really trained on, and whether a step was made.
         """
         assert self._scorer is not None
         with self._forked_rng():
             selection, found = self._scorer.backward(pool, selection, self.manual_backward)
         losses[found.isfinite()] = found[found.isfinite()]
-        if not len(selection):
-            return float("nan"), selection
-        optimizer = self._optimizer
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        norm = nn.utils.clip_grad_norm_(trained, float("inf") if self.clip_norm is None else self.clip_norm)
-        if not bool(norm.isfinite()):
+        trained = {name: held for name, held in self.model.named_parameters() if held.requires_grad}
+        alone = self.accumulated.pools == 1
+        if len(selection) and not self._clip(trained, self.clip_norm if alone else None):
             log.warning("pool %d: the gradient of the update is not finite; no update", self.budget.steps)
-            optimizer.zero_grad()
-            return float("nan"), Selection(selection.index[:0], selection.weight[:0], {"update_not_finite": 1.0})
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule = cast(Any, self.lr_schedulers())
-        if schedule is not None:
-            schedule.step()
-        return float((losses[selection.index.cpu()] * selection.weight.cpu()).sum()) / len(selection), selection
+            self._optimizer.zero_grad()
+            selection = Selection(selection.index[:0], selection.weight[:0], {"update_not_finite": 1.0})
+        loss = float("nan")
+        if len(selection):
+            loss = float((losses[selection.index.cpu()] * selection.weight.cpu()).sum()) / len(selection)
+        if alone:
+            return loss, selection, self._step(len(selection) > 0)
+        self.accumulated.seen += 1
+        if len(selection):
+            self.accumulated.add(trained)
+        if not self.accumulated.due and not self.trainer.is_last_batch:
+            return loss, selection, False
+        some = self.accumulated.take(trained)
+        return loss, selection, self._step(some and self._clip(trained, self.clip_norm))
+
+    @staticmethod
+    def _clip(trained: dict[str, nn.Parameter], bound: float | None) -> bool:
+        """Clip the gradients' norm; says whether it is finite."""
+        norm = nn.utils.clip_grad_norm_(list(trained.values()), float("inf") if bound is None else bound)
+        return bool(norm.isfinite())
+
+    def _step(self, ready: bool) -> bool:
+        """The step of optimizer and schedule, unless there is no gradient for it."""
+        if ready:
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            schedule = cast(Any, self.lr_schedulers())
+            if schedule is not None:
+                schedule.step()
+        return ready
 
     @property
     def _optimizer(self) -> LightningOptimizer:

@@ -139,6 +139,9 @@ def _left_as_found() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
             warnings.filterwarnings("ignore", message=r".*does not have many workers")
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+            warnings.filterwarnings(
+                "ignore", message="You're resuming from a checkpoint that ended before"
+            )  # and goes on exactly
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # resumed
             logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
             if not sys.stderr.isatty():
@@ -171,6 +174,7 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
         scheduler=build(cfg.scheduler) if cfg.get("scheduler") else None,
         clip_norm=cfg.clip_norm,
         max_idle_steps=cfg.max_idle_steps,
+        pools_per_update=cfg.pools_per_update,
         seed=cfg.seed,
     )
     callbacks = build_all(cfg.get("callbacks"))
