@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from winnow.gradients.ghost import form_cost, ghost_cost, ghost_gram
+from winnow.gradients.cost import form_cost, ghost_cost
+from winnow.gradients.ghost import ghost_gram
 from winnow.gradients.outer_product import OuterProduct
 from winnow.gradients.sketch import chunks
 

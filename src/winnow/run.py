@@ -139,9 +139,8 @@ def _left_as_found() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
             warnings.filterwarnings("ignore", message=r".*does not have many workers")
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
-            warnings.filterwarnings(
-                "ignore", message="You're resuming from a checkpoint that ended before"
-            )  # and goes on exactly
+            # Not so: the datamodule is told where it was.
+            warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before")
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # resumed
             logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
             if not sys.stderr.isatty():

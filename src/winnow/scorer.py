@@ -48,7 +48,8 @@ class Scorer:
         model: a causal language model, wrapped by peft or not.
         optimizer: the optimizer that will make the next update, or a wrapper with ``.optimizer``.
         layers: parameters that take part in the geometry: ``all`` | ``linear`` | ``lora`` | ``last:N``
-            | a regex; embeddings tied to the output layer only if a regex names them.
+            | a regex; embeddings tied to the output layer only if a regex names them. The first backward logs
+            what K and b of them take.
         geometry: ``auto`` reads the optimizer; ``identity`` is P = I; or a ``Geometry``.
         first_step: P before the optimizer has a state: ``pool`` | ``identity``.
         target_ema: decay of the average of target gradients over steps, in [0, 1).
@@ -109,6 +110,7 @@ class Scorer:
                 f"scoring.pool_micro_batch=null"
             )
         self.model = model
+        self.layers = layers
         self.geometry = geometry_of(optimizer, geometry, first_step)
         self.parameters = choose_parameters(model, layers)
         self.target = TargetGradient(target_ema, every, keep=on_target_nan == "reuse")
@@ -120,7 +122,7 @@ class Scorer:
         """Whether the last call took the stored target gradient because the new one was not finite."""
         self.reference = reference
         self._reference: ReferenceModel | ReferenceTable | None = None
-        self._unverified = verify
+        self._unverified, self._undescribed = verify, True
         self._trainable = {name: held for name, held in model.named_parameters() if held.requires_grad}
         self._kept: KeptFactors | None = None
         self._refusal: str | None = None
@@ -297,6 +299,10 @@ class Scorer:
         elif needs.target:
             self.target.reuse()
         valid = (tokens > 0) & losses.isfinite() & _finite(products, len(tokens))
+        if self._undescribed and self.pool_micro_batch is None:
+            run = pool["input_ids"].numel() + (target["input_ids"].numel() if due and target is not None else 0)
+            log.info("scoring.layers=%s: %s", self.layers, self._pass.work.describe(self.model, run))
+            self._undescribed = False
         if self._unverified and bool(valid.any()):
             rows = valid.nonzero().squeeze(1)[: min(VERIFIED_ROWS, self.pool_micro_batch or VERIFIED_ROWS)]
             self._verify({key: pool[key][rows] for key in ("input_ids", "attention_mask", "labels")})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from winnow.gradients.cost import form_cost, ghost_cost
 from winnow.gradients.outer_product import OuterProduct
 
 
@@ -32,39 +33,6 @@ def ghost_gram(factor: OuterProduct, chunk_elements: int) -> Float[Tensor, "batc
             row += product.view(-1, others, length).sum((0, 2))
         out[i, i:] = out[i:, i] = row
     return out
-
-
-def form_cost(size: int, length: int, rows: int, columns: int, alignment: bool) -> float:
-    """Multiplications that forming G_i, their Gram, and b if wanted take.
-
-    Args:
-        size: examples B.
-        length: tokens T.
-        rows: of the parameter.
-        columns: of the parameter.
-        alignment: whether b is wanted too.
-
-    Returns:
-        B T d p + B^2 d p (+ B d p).
-    """
-    return float(size * rows * columns * (length + size + alignment))
-
-
-def ghost_cost(size: int, length: int, rows: int, columns: int, alignment: bool) -> float:
-    """Multiplications that the ghost products, and b by one matmul if wanted, take.
-
-    Args:
-        size: examples B.
-        length: tokens T.
-        rows: of the parameter.
-        columns: of the parameter.
-        alignment: whether b is wanted too.
-
-    Returns:
-        B (B + 1) / 2 T^2 (d + p) (+ B T d p).
-    """
-    pairs = size * (size + 1) / 2
-    return pairs * length**2 * (rows + columns) + alignment * float(size * length * rows * columns)
 
 
 def ghost_is_cheaper(factor: OuterProduct, alignment: bool) -> bool:

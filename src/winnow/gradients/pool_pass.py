@@ -12,6 +12,7 @@ from winnow.batches import concatenate
 from winnow.geometry import Geometry
 from winnow.geometry.base import accumulation_dtype
 from winnow.gradients.backward import backward_through
+from winnow.gradients.cost import Work
 from winnow.gradients.factors import Factor
 from winnow.gradients.in_pieces import pieces, preconditioners, weighted_sum
 from winnow.gradients.kept import KeptFactors
@@ -66,6 +67,8 @@ class PoolPass:
         self.target, self.method, self.reduction, self.micro_batch = target, method, reduction, micro_batch
         self.target_loss: Tensor | None = None
         """Weighted mean loss of the last target batch, detached; None if the last call ran none."""
+        self.work = Work(method.sketch_dim)
+        """What the last pool that was scored at once took."""
         self.tasks = 0
         """Number of target tasks of the last target gradient that was taken by task."""
 
@@ -129,6 +132,7 @@ class PoolPass:
             return self._in_pieces(pool, target, weight, needs, self.micro_batch)
         if task is not None:
             self.tasks = int(task.max()) + 1
+        self.work = Work(self.method.sketch_dim)
         size, device = len(pool["labels"]), pool["labels"].device
         batch = pool if target is None else concatenate(pool, target)
         total = len(batch["input_ids"])
@@ -162,7 +166,8 @@ class PoolPass:
                 if self.target.keep:
                     tau.tensor()  # it has to outlive the step, whoever asks for it now
             tasks = self._task_gradients(name, examples, weight, task, candidates) if needs.per_task else []
-            products.add(name, candidates, preconditioner, tau, tasks=tasks, bend=(bend or {}).get(name))
+            kind = products.add(name, candidates, preconditioner, tau, tasks=tasks, bend=(bend or {}).get(name))
+            self.work.note(kind, candidates, total - size)
 
         def prepare(losses: Tensor) -> Tensor:
             nonlocal share

@@ -107,7 +107,7 @@ class Products:
         *,
         tasks: Sequence[Float[Tensor, "*shape"]] = (),
         bend: Float[Tensor, "*shape"] | None = None,
-    ) -> None:
+    ) -> str:
         """Add one parameter's contribution.
 
         Args:
@@ -118,6 +118,9 @@ class Products:
             rows: which candidates they are.
             tasks: the tau of every target task; needed for ``per_task``.
             bend: H sum_j g_j of this parameter; ``curvature`` counts none where it is None.
+
+        Returns:
+            How K was taken: ``formed`` | ``token products`` | ``sketched``.
         """
         needs = self.needs
         factor = factor.to(accumulation_dtype(factor.dtype))
@@ -127,11 +130,11 @@ class Products:
             self.curvature[rows] += factor.inner(bend)
         if self._count is not None:
             self._add_count(name, factor, preconditioner, target, rows)
-            return
+            return "formed"
         scaled = preconditioner.factor(factor, half)
         in_place = self.method.mode == "sketch" and self.store is None
         sketched = in_place and has_factors(scaled)
-        aligned = needs.alignment is None
+        aligned, kind = needs.alignment is None, "sketched" if sketched else "formed"
         if sketched:
             aligned = self._sketch(name, factor, scaled, half, preconditioner, target) or aligned
         elif in_place and isinstance(scaled, Scatter) and self.gram is not None:
@@ -140,6 +143,7 @@ class Products:
             self._keep(name, scaled, rows)
         elif self.gram is not None and self.method.ghosts(scaled, not aligned):
             assert isinstance(scaled, OuterProduct)
+            kind = "token products"
             self.gram += ghost_gram(scaled, self.method.chunk_elements)
         elif self.gram is not None:
             aligned = self._form(scaled, half, preconditioner, target) or aligned
@@ -156,6 +160,7 @@ class Products:
                 for piece in chunks(scaled, self.method.chunk_elements, every_row=False):
                     block = scaled.rows(piece).flatten(1)
                     self.squares[rows] += torch.linalg.vecdot(block, block)
+        return kind
 
     def finish(self) -> None:
         """Take K from what was stored of candidates that arrived in pieces, or K and b from CountSketches."""
