@@ -47,19 +47,19 @@ def save_base(**options: Any) -> None:
 
 
 @cache
-def compose(*overrides: str) -> DictConfig:
+def compose(*overrides: str, config: str = "train") -> DictConfig:
     """The configuration with Hydra's own part, as the command line makes it; not to be changed."""
     from winnow.cli import _name_root
 
     _name_root(CONF)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return hydra.compose("train", overrides=list(overrides), return_hydra_config=True)
+        return hydra.compose(config, overrides=list(overrides), return_hydra_config=True)
 
 
 @contextmanager
-def configured(*overrides: str, out: str = "out") -> Iterator[DictConfig]:
+def configured(*overrides: str, out: str = "out", config: str = "train") -> Iterator[DictConfig]:
     """The configuration of a run that goes to ``out``, with ``${hydra:...}`` as on the command line."""
-    cfg = copy.deepcopy(compose(*overrides))
+    cfg = copy.deepcopy(compose(*overrides, config=config))
     cfg.hydra.runtime.output_dir = str(Path(out).resolve())
     HydraConfig.instance().set_config(cfg)
     try:
@@ -85,12 +85,12 @@ def command_line(monkeypatch: Any, task: Any, *arguments: str) -> None:
 
 
 def commands(path: Path) -> list[list[str]]:
-    """Arguments of every ``python train.py`` in the comment that a config file begins with."""
+    """Arguments of every ``python train.py`` or ``winnow.score`` in the comment that a config file begins with."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
-        match = re.match(r"#\s+python train\.py(.*)", line)
+        match = re.match(r"#\s+python (?:train\.py|-m winnow\.score)(.*)", line)
         if match:
             # Words on the command stand after two spaces or more.
             found.append(shlex.split(re.split(r"\s{2,}", match.group(1))[0]))

@@ -18,7 +18,7 @@ from winnow.data import SelectionDataModule
 from winnow.evaluation import evaluate
 
 FILES = sorted(CONF.rglob("*.yaml"))
-GROUPS = ("model", "data", "selector", "scoring", "optimizer", "scheduler", "trainer", "callbacks", "logger")
+GROUPS = ("model", "data", "selector", "scoring", "optimizer", "scheduler", "trainer", "callbacks", "logger", "ngrams")
 
 
 def choice(path: Path) -> tuple[str, str]:
@@ -49,12 +49,12 @@ def test_the_command_of_a_file_composes_and_uses_it_with_real_arguments(path: Pa
     for arguments in found if group == "." else found[:1]:
         if {"-m", "--help"} & set(arguments):
             continue
-        cfg = copy.deepcopy(compose(*arguments))
+        cfg = copy.deepcopy(compose(*arguments, config=option if group == "." else "train"))
         if group not in (".", "hydra"):
             assert cfg.hydra.runtime.choices[group] == option
         cfg.hydra.runtime.output_dir = "out"
         for name in GROUPS:
-            for _key, node in targets(OmegaConf.to_container(cfg)[name], name):
+            for _key, node in targets(OmegaConf.to_container(cfg).get(name), name):
                 if not node["_target_"].startswith("my_package."):  # a reader's own
                     bind(node)
 
@@ -65,6 +65,13 @@ def test_a_file_has_no_trap(path: Path) -> None:
     assert "mode: MULTIRUN" not in text, "breaks in Hydra 1.4"
     if choice(path)[0] in ("baseline", "experiment", "debug"):
         assert text.startswith("# @package _global_\n"), "Hydra reads this only in the first line"
+
+
+def test_scoring_has_the_groups_of_a_run() -> None:
+    run, score = (compose(config=name).hydra.runtime.choices for name in ("train", "score"))
+    assert {name: choice for name, choice in score.items() if name != "logger"} == {
+        name: choice for name, choice in run.items() if name not in ("logger", "sweeps")
+    }
 
 
 def test_arguments_that_the_run_passes_on_are_real() -> None:

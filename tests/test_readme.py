@@ -23,7 +23,8 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return [" ".join(shlex.split(line, comments=True)) for line in lines if line.startswith("python train.py")]
+    hydra = ("python train.py", "python -m winnow.score")
+    return [shlex.join(shlex.split(line, comments=True)) for line in lines if line.startswith(hydra)]
 
 
 def batches(steps: int) -> list[tuple[dict, dict]]:
@@ -54,10 +55,11 @@ def test_the_plain_loop_runs_and_is_what_the_suite_trains() -> None:
 
 @pytest.mark.parametrize("command", commands())
 def test_a_printed_command_composes(command: str) -> None:
-    words = shlex.split(command)[2:]
+    program, words = re.split(r"train\.py|winnow\.score", command, maxsplit=1)[0], shlex.split(command)
+    config, words = ("score", words[3:]) if " -m " in program else ("train", words[2:])
     if words == ["--help"]:
         pytest.skip("tested as a process")
-    assert check(words, ROOT / "conf", "train") == []
+    assert check(words, ROOT / "conf", config) == []
 
 
 def test_files_named_exist() -> None:

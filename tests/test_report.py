@@ -22,6 +22,7 @@ from winnow.report.__main__ import main
 from winnow.report.compare import figures
 from winnow.report.plot import _over_seeds, plot
 from winnow.report.summary import print_summary
+from winnow.report.tables import print_comparison
 from winnow.selection import Selection
 
 
@@ -259,3 +260,27 @@ def test_labels_of_the_users_own_are_called_neither_clean_nor_spoilt(tmp_path: P
     console = Console(file=io.StringIO(), width=120)
     print_summary(summary, folder, console)
     assert "│ shuffled_response " in console.file.getvalue() and "clean: far" in console.file.getvalue()
+
+
+def test_what_was_spent_before_training_is_shown_and_a_chosen_part_is_a_method_of_its_own(tmp_path: Path) -> None:
+    runs = [make(tmp_path / f"{at}", "random", at % 2) for at in range(4)]
+    for at in (2, 3):
+        config, summary = (json.loads((runs[at] / f"{name}.json").read_text()) for name in ("config", "summary"))
+        config["data"] |= {"subset": f"seed{at}/scores.parquet", "subset_size": 8, "subset_by": "score"}
+        parts = [{"what": "warm-up training", "seconds": 30.0}, {"what": "scoring", "seconds": 12.0}]
+        summary["preparation"] = {"examples": 2400, "tokens": 9999, "seconds": 42.0, "parts": parts, "unknown": []}
+        write_json(runs[at] / "config.json", config)
+        write_json(runs[at] / "summary.json", summary)
+    found = compare([load(folder) for folder in runs])
+    assert set(found.methods) == {"random", "random of scores.parquet, 8"} and found.control == "random"
+    assert not any("data.subset" in warning for warning in found.warnings)
+    console = Console(file=io.StringIO(), width=200)
+    print_comparison(found, console)
+    lines = [line for line in console.file.getvalue().splitlines() if "12 / 48" in line]
+    assert [line.split("│")[-2].strip() for line in lines if "mean" not in line] == ["0, 0"] * 2 + ["2,400, 42"] * 2
+    console = Console(file=io.StringIO(), width=200)
+    print_summary(json.loads((runs[2] / "summary.json").read_text()), runs[2], console)
+    assert (
+        "2,400 examples, 9,999 response tokens and 42 s (warm-up training 30 s, scoring 12 s)"
+        in console.file.getvalue()
+    )

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from winnow.losses import Batch, example_losses, response_tokens
-
-TABLES = {".parquet": "read_parquet", ".csv": "read_csv", ".jsonl": "read_json"}
+from winnow.tables import TABLES, read_table
 
 
 class ReferenceModel:
@@ -108,20 +107,16 @@ def load_reference(reference: str, model: nn.Module) -> ReferenceModel | Referen
 
 
 def _read(path: str) -> dict[str, float]:
-    import pandas as pd
-
-    suffix = Path(path).suffix
-    if not Path(path).is_file():
-        raise ValueError(f"scoring.reference={path}: no such file")
-    options = {"lines": True} if suffix == ".jsonl" else {}
-    table = getattr(pd, TABLES[suffix])(path, **options)
-    if not {"id", "loss"} <= set(table.columns):
-        raise ValueError(f"scoring.reference={path} needs columns id and loss; it has {', '.join(table.columns)}")
-    table = table[["id", "loss"]].dropna().drop_duplicates()
-    twice = table["id"][table["id"].duplicated()]
+    table = read_table(path, "scoring.reference", ("id", "loss"))
+    if "valid" in table.columns:  # of winnow.score: a candidate that has no loss is known to have none
+        known = table[["id", "loss"]]
+    else:
+        known = table[["id", "loss"]].dropna()
+    known = known.drop_duplicates()
+    twice = known["id"][known["id"].duplicated()]
     if len(twice):
         raise ValueError(
             f"scoring.reference={path} has different losses for {len(set(twice))} ids ({twice.iloc[0]}): the ledger "
             "of a run that trained is no table of reference losses"
         )
-    return dict(zip(table["id"].astype(str), table["loss"].astype(float), strict=True))
+    return dict(zip(known["id"], known["loss"].astype(float), strict=True))

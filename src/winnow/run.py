@@ -32,9 +32,11 @@ from winnow.instantiate import BuildError, blaming, build, build_all, plain
 from winnow.ledger import composition
 from winnow.models import LanguageModel
 from winnow.module import SelectionModule
+from winnow.offline.files import SPENT, preparation
 from winnow.provenance import Status, anonymous, provenance, write_json
 from winnow.report.summary import print_summary
 from winnow.selectors.base import check_filter_size
+from winnow.tables import TABLES
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Parts:
     trainer: lightning.Trainer = field(init=False)
     records: Records | None = None
     logger: Logger | None = None
+    preparation: dict[str, Any] | None = None
     started: float = field(default_factory=perf_counter)
 
 
@@ -72,7 +75,7 @@ def run(cfg: DictConfig) -> float | None:
     write_json(folder / "config.json", anonymous(plain(cfg)))
     write_json(folder / "provenance.json", provenance())
     status, parts = Status(folder), Parts()
-    with _left_as_found():
+    with left_as_found():
         try:
             with blaming(""):
                 _assemble(cfg, folder, parts)
@@ -130,8 +133,12 @@ def _claim(folder: Path, ckpt_path: str | None) -> None:
 
 
 @contextmanager
-def _left_as_found() -> Iterator[None]:
-    """Leave environment and warnings to the next job of a sweep as they were; loggers set WANDB_MODE and more."""
+def left_as_found() -> Iterator[None]:
+    """Leave environment and warnings to the next job of a sweep as they were; loggers set WANDB_MODE and more.
+
+    Yields:
+        Nothing.
+    """
     environment = dict(os.environ)
     try:
         with warnings.catch_warnings():
@@ -162,6 +169,7 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     options = {name: value for name, value in plain(cfg.data).items() if name != "corpus"}
     with blaming("data"):
         parts.data = SelectionDataModule(parts.corpus, parts.language.tokenizer, seed=cfg.seed, **options)
+    parts.preparation = preparation(_prepared(cfg))
     selector = build(cfg.selector)
     if hasattr(selector, "filter_size"):
         check_filter_size(selector.filter_size, parts.data.steps.pool_size)
@@ -200,6 +208,12 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     parts.logger = logger
 
 
+def _prepared(cfg: DictConfig) -> dict[str, str]:
+    """Files that something was spent on before training, by the keys that name them."""
+    named = {"data.subset": cfg.data.get("subset"), "scoring.reference": cfg.scoring.get("reference")}
+    return {key: name for key, name in named.items() if name is not None and Path(name).suffix in TABLES}
+
+
 def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     model, module = parts.language.model, parts.module
     summary: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed, "before": _measure(cfg, parts)}
@@ -207,6 +221,8 @@ def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     _fit(parts, cfg.ckpt_path)
     summary["after"] = _measure(cfg, parts)
     summary["budget"] = module.budget.state_dict()
+    if parts.preparation is not None:
+        summary["preparation"] = parts.preparation
     summary["seconds"] = perf_counter() - parts.started
     if parts.records is not None and parts.records.ledger is not None:
         parts.records.ledger.close()
@@ -218,7 +234,8 @@ def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     if parts.logger is not None:
         after = {f"test/{name}": value for name, value in summary["after"].items()}
         before = {f"test_before/{name}": value for name, value in summary["before"].items()}
-        parts.logger.log_metrics({**before, **after, **module.budget.metrics()})
+        spent = {f"preparation/{name}": (parts.preparation or {})[name] for name in SPENT} if parts.preparation else {}
+        parts.logger.log_metrics({**before, **after, **spent, **module.budget.metrics()})
     print_summary(summary, folder)
     return summary
 

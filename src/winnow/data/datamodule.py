@@ -17,6 +17,7 @@ from winnow.data.encode import Encoded, collate, describe, encode, pad_token_id
 from winnow.data.example import Corpus, Stream, Target
 from winnow.data.lengths import fit_targets
 from winnow.data.pack import Packed
+from winnow.data.subset import restrict
 
 
 @lru_cache(maxsize=16)
@@ -186,10 +187,15 @@ class SelectionDataModule(lightning.LightningDataModule):
         packing: join documents into full rows, with loss on every token (pre-training).
         val_batch_size: examples per batch when the target NLL is measured.
         val_limit: examples per target whose NLL is watched during training; None for all.
+        subset: file of ids, with scores or without, that the stream is restricted to; None for the whole stream.
+        subset_size: how many of them to take by score, or what share of them; None for all.
+        subset_by: the file's column to rank by.
+        subset_order: ``highest`` | ``lowest`` scores first.
 
     Raises:
         ValueError: a size is not positive, a target split is empty or has no response token within
-            ``max_length``, or the stream is smaller than a pool.
+            ``max_length``, the stream is smaller than a pool, or the subset is not of it (see
+            :func:`winnow.data.subset.restrict`).
     """
 
     def __init__(
@@ -204,6 +210,10 @@ class SelectionDataModule(lightning.LightningDataModule):
         packing: bool = False,
         val_batch_size: int = 32,
         val_limit: int | None = None,
+        subset: str | None = None,
+        subset_size: int | float | None = None,
+        subset_by: str = "score",
+        subset_order: str = "highest",
     ) -> None:
         super().__init__()
         for name, value in {
@@ -217,6 +227,11 @@ class SelectionDataModule(lightning.LightningDataModule):
         for target in corpus.targets:
             if not len(target.val) or not len(target.test):
                 raise ValueError(f"target {target.name!r} has an empty val or test split (data.corpus)")
+        if subset is not None:
+            chosen = restrict(corpus.stream, subset, subset_size, subset_by, subset_order)
+            corpus = replace(corpus, stream=chosen)
+        elif subset_size is not None:
+            raise ValueError(f"data.subset_size={subset_size} is a size of data.subset, which names no file")
         size = corpus.stream.size
         if size is not None and size < pool_size:
             raise ValueError(f"the stream holds {size} examples, fewer than one pool (data.pool_size={pool_size})")

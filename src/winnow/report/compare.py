@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,13 +109,24 @@ def label(runs: Sequence[Run]) -> list[str]:
         Labels such as ``filter_weight`` or, where several are compared, ``filter_weight filter_size=8``.
     """
     flat = [dict(_flat(run.config.get("selector") or {})) for run in runs]
+    names = [_method(run) for run in runs]
     labels = []
-    for run, settings in zip(runs, flat, strict=True):
-        same = [other for other, sibling in zip(flat, runs, strict=True) if sibling.name == run.name]
+    for name, settings in zip(names, flat, strict=True):
+        same = [other for other, sibling in zip(flat, names, strict=True) if sibling == name]
         keys = sorted({key for other in same for key in other})
         differing = [key for key in keys if len({repr(other.get(key)) for other in same}) > 1]
-        labels.append(" ".join([run.name, *(f"{key}={settings.get(key)}" for key in differing)]))
+        labels.append(" ".join([name, *(f"{key}={settings.get(key)}" for key in differing)]))
     return labels
+
+
+def _method(run: Run) -> str:
+    """The run's name, and what its stream was restricted to before, which is half of the method."""
+    data = run.config.get("data") or {}
+    if not data.get("subset"):
+        return run.name
+    rank = "" if data.get("subset_by") == "score" else f" by {data.get('subset_order')} {data.get('subset_by')}"
+    size = "" if data.get("subset_size") is None else f", {data['subset_size']}{rank}"
+    return f"{run.name} of {Path(data['subset']).name}{size}"
 
 
 def figures(run: Run, when: str) -> dict[str, float]:
@@ -224,6 +236,8 @@ def _comparable(run: Run) -> Iterator[tuple[str, Any]]:
     for key, value in _flat(run.config):
         parts = key.split(".")
         if parts[0] in FREE or (parts[0] == "trainer" and parts[1:2] and parts[1] in FREE_TRAINER):
+            continue
+        if key.startswith("data.subset"):  # which data is what such methods choose
             continue
         if parts[-1] == "seed" and value == run.seed:  # data and model drawn from the run's own seed
             continue

@@ -36,6 +36,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console | N
     table.add_row("seen", f"{budget['examples_seen']:,}", f"{budget['tokens_seen']:,}")
     table.add_row("trained on", f"{budget['examples_trained']:,}", f"{budget['tokens_trained']:,}")
     console.print(table)
+    if summary.get("preparation"):
+        console.print(prepared(summary["preparation"]), soft_wrap=True, highlight=False, markup=False)
     for name, what in (("examples_excluded", "could not be chosen"), ("examples_truncated", "were cut to max_length")):
         if budget[name]:
             console.print(f"{budget[name]:,} candidates {what}", highlight=False)
@@ -64,6 +66,25 @@ def nats(value: float | None) -> str:
         Four decimals, or a dash.
     """
     return "-" if value is None or value != value else f"{value:.4f}"
+
+
+def prepared(preparation: Mapping[str, Any]) -> str:
+    """What was spent before training, as text.
+
+    Args:
+        preparation: from :func:`winnow.offline.preparation`.
+
+    Returns:
+        One line.
+    """
+    text = (
+        f"before training: {preparation['examples']:,} examples, {preparation['tokens']:,} response tokens and "
+        f"{preparation['seconds']:.0f} s"
+    )
+    parts = ", ".join(f"{part['what']} {part['seconds']:.0f} s" for part in preparation["parts"])
+    text += f" ({parts})" if parts else ""
+    unknown = preparation["unknown"]
+    return text + (f"; what {' and '.join(unknown)} cost is not known" if unknown else "")
 
 
 def _kept(composition: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -66,6 +66,7 @@ def _run(name: str, run: Run) -> dict[str, Any]:
         "before": figures(run, "before"),
         "after": figures(run, "after"),
         "budget": run.summary.get("budget"),
+        "preparation": run.summary.get("preparation"),
         "seconds": run.summary.get("seconds"),
         "composition": run.composition,
     }
@@ -88,6 +89,9 @@ def _side_by_side(comparison: Comparison) -> Table:
         ("response tokens trained on, of seen", "tokens_trained", "tokens_seen"),
     ):
         table.add_row(label, *(f"{budget[trained]:,} of {budget[seen]:,}" for budget in budgets))
+    if any(run.summary.get("preparation") for run in runs):
+        for label, figure in (("examples", "examples"), ("response tokens", "tokens"), ("seconds", "seconds")):
+            table.add_row(f"{label} before training", *(_before(run, figure) for run in runs))
     table.add_row("seconds in steps", *(f"{budget['seconds']:.0f}" for budget in budgets))
     table.add_row("seconds scoring and selecting", *(f"{budget['seconds_selecting']:.0f}" for budget in budgets))
     return table
@@ -97,8 +101,10 @@ def _runs(comparison: Comparison) -> Table:
     accuracy = any("accuracy" in figures(run, "after") for _, run in comparison.runs)
     table = Table(title="target, on its test split", title_justify="left")
     table.add_column("method")
+    before_training = any(run.summary.get("preparation") for _, run in comparison.runs)
     columns = ["seed", "answer NLL\n(nats/token)", *(["exact match"] if accuracy else [])]
-    for column in [*columns, "examples\ntrained/seen", "tokens\ntrained/seen", "s in steps", "s selecting"]:
+    columns += ["examples\ntrained/seen", "tokens\ntrained/seen", "s in steps", "s selecting"]
+    for column in [*columns, *(["examples, s\nbefore training"] if before_training else [])]:
         table.add_column(column, justify="right")
     previous = None
     for name, run in comparison.runs:
@@ -120,10 +126,19 @@ def _runs(comparison: Comparison) -> Table:
             f"{budget['tokens_trained']:,} / {budget['tokens_seen']:,}",
             f"{budget['seconds']:.0f}",
             f"{budget['seconds_selecting']:.0f}",
+            *([f"{_before(run, 'examples')}, {_before(run, 'seconds')}"] if before_training else []),
         )
         if len(comparison.methods[name]) > 1 and run is comparison.methods[name][-1]:
             table.add_row(*_mean(comparison.methods[name], accuracy), style="bold")
     return table
+
+
+def _before(run: Run, figure: str) -> str:
+    """What a run's files cost before training; a question mark where one does not say."""
+    preparation = run.summary.get("preparation")
+    if not preparation:
+        return "0"
+    return f"{preparation[figure]:,.0f}" + ("+?" if preparation["unknown"] else "")
 
 
 def _mean(runs: Sequence[Run], accuracy: bool) -> list[str]:

@@ -54,6 +54,55 @@ def check_filter_size(filter_size: int, pool_size: int | None = None) -> None:
         )
 
 
+@runtime_checkable
+class Ranking(Protocol):
+    """A selector that keeps the candidates with the highest scores, so that a whole stream can be ranked at once.
+
+    One that looks at several target tasks also has ``task_scores`` (a row per task) and ``aggregate``, so that the
+    scores of several checkpoints can be added up before the tasks are.
+    """
+
+    @property
+    def needs(self) -> Needs:
+        """What the scores are made from."""
+
+    def scores(self, signals: Signals) -> Float[Tensor, " pool"] | None:
+        """A score per candidate, the highest kept; None where the settings choose by something else.
+
+        Args:
+            signals: what ``needs`` asked for.
+        """
+
+
+AGGREGATES = ("max", "mean")
+
+
+def check_aggregate(aggregate: str) -> None:
+    """Refuse an unknown way of making one score of the tasks'.
+
+    Args:
+        aggregate: ``selector.aggregate``.
+
+    Raises:
+        ValueError: it is neither ``max`` nor ``mean``.
+    """
+    if aggregate not in AGGREGATES:
+        raise ValueError(f"selector.aggregate must be one of {', '.join(AGGREGATES)}; got {aggregate!r}")
+
+
+def by_task(scores: Float[Tensor, "tasks pool"], aggregate: str) -> Float[Tensor, " pool"]:
+    """One score of those for every task.
+
+    Args:
+        scores: a row per target task.
+        aggregate: ``max`` | ``mean``.
+
+    Returns:
+        A score per candidate.
+    """
+    return scores.max(0).values if aggregate == "max" else scores.mean(0)
+
+
 def candidates(signals: Signals, filter_size: int, *scores: Float[Tensor, " pool"]) -> Int[Tensor, " usable"]:
     """Positions that may be chosen: valid, and with finite scores.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from winnow.filters import top
 from winnow.selection import Selection
@@ -53,6 +55,18 @@ class DataShapley:
     def needs(self) -> Needs:
         """Alignment, raw, and the curvature of the second order."""
         return Needs(alignment=0, curvature=self.order == "second")
+
+    def scores(self, signals: Signals) -> Float[Tensor, " pool"] | None:
+        """What the rule ranks by, the highest kept.
+
+        Args:
+            signals: alignment.
+
+        Returns:
+            A score per candidate, in float64 on the CPU; None of the second
+            order, whose values depend on who else is in the pool.
+        """
+        return given(signals.alignment, "alignment") if self.order == "first" else None
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Choose from one pool; deterministic.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from winnow.filters import top
 from winnow.hidden import cosines
@@ -37,6 +39,18 @@ class Embedding:
         """Hidden states: a forward, never a backward."""
         return Needs(hidden="mean", target_hidden=True)
 
+    def scores(self, signals: Signals) -> Float[Tensor, " pool"]:
+        """What the rule ranks by, the highest kept.
+
+        Args:
+            signals: hidden, target_hidden and target_share.
+
+        Returns:
+            A score per candidate, in float64 on the CPU.
+        """
+        states, anchors = given(signals.hidden, "hidden"), given(signals.target_hidden, "target_hidden")
+        return cosines(states, anchors) @ given(signals.target_share, "target_share")
+
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Choose from one pool; deterministic.
 
@@ -47,8 +61,7 @@ class Embedding:
         Returns:
             Candidates with weight one. Diagnostics: ``similarity``, the mean of the kept.
         """
-        states, anchors = given(signals.hidden, "hidden"), given(signals.target_hidden, "target_hidden")
-        scores = cosines(states, anchors) @ given(signals.target_share, "target_share")
+        scores = self.scores(signals)
         usable = candidates(signals, self.filter_size, scores.to(signals.valid.device))
         chosen = usable[top(scores[usable], self.filter_size)]
         mean = float(scores[chosen].mean()) if len(chosen) else 0.0

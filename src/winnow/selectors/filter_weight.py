@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from winnow import filters, weights
@@ -80,6 +81,24 @@ class FilterWeight:
             return Needs(gram=gram, alignment=alignment, momentum=self.momentum)
         norms = gram if self.filter == "cosine" else None
         return Needs(norms=norms, alignment=alignment, momentum=self.momentum)
+
+    def scores(self, signals: Signals) -> Float[Tensor, " pool"] | None:
+        """What the filter ranks by, the highest kept.
+
+        Args:
+            signals: alignment, and gram or norms.
+
+        Returns:
+            A score per candidate, in float64 on the CPU; None where
+            the filter chooses a set.
+        """
+        alignment = given(signals.alignment, "alignment")
+        if self.filter == "cosine":
+            norms = signals.norms
+            if norms is None:
+                norms = given(signals.gram, "gram").diagonal().clamp_min(0).sqrt()
+            return filters.per_norm(alignment, given(norms, "norms"))
+        return alignment if self.filter == "top" else None
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Choose from one pool; deterministic.

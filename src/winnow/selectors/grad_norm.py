@@ -44,6 +44,17 @@ class GradNorm:
         """Norms, raw."""
         return Needs(norms=0)
 
+    def scores(self, signals: Signals) -> Float[Tensor, " pool"] | None:
+        """What the rule ranks by, the highest kept.
+
+        Args:
+            signals: norms.
+
+        Returns:
+            A score per candidate, in float64 on the CPU; None where it samples.
+        """
+        return given(signals.norms, "norms") if self.sampling == "top" else None
+
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Choose from one pool.
 

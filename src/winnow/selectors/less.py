@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from winnow.filters import per_norm, top
 from winnow.selection import Selection
-from winnow.selectors.base import candidates, check_filter_size, given, keep
+from winnow.selectors.base import by_task, candidates, check_aggregate, check_filter_size, given, keep
 from winnow.signals import Needs, Signals
 
 
@@ -18,24 +20,53 @@ class Less:
 
     Needs: alignment (P^1) per task and norms (P^2): updates, not gradients. A target task.
     Cost: scoring pool and target once (forward and backward, per-example norms), then training on the kept.
-    Rule: S = top-k of max_t cos(P g_i, g*_t), t the target tasks. w_i = 1.
+    Rule: S = top-k of max_t cos(P g_i, g*_t), t the target tasks, or of the mean over t. w_i = 1.
     Knobs:
         filter_size: candidates kept, k; 1 to data.pool_size.
+        aggregate: max (the best-served task counts) | mean (all tasks alike, whatever their weights).
     Source: Xia et al. 2024, LESS, ICML, arXiv 2402.04333.
     Departures: online, at the present parameters and optimizer state, in place of a warm-up and the sum over its
-        checkpoints. No random projection: it saves the storage of a gradient library, and there is none here. P is the
-        linearised Adam, without the momentum that the released code mixes into every candidate's update.
+        checkpoints (python -m winnow.score does that). No random projection: it saves the storage of a gradient
+        library, and there is none here. P is the linearised Adam, without the momentum that the released code mixes
+        into every candidate's update. The cosine is with a task's mean gradient, as in the paper; the released code
+        takes the mean of the cosines with its examples.
     """
 
     filter_size: int = 4
+    aggregate: str = "max"
 
     def __post_init__(self) -> None:
         check_filter_size(self.filter_size)
+        check_aggregate(self.aggregate)
 
     @property
     def needs(self) -> Needs:
         """Alignment of updates by task, and their norms."""
         return Needs(alignment=1, norms=2, per_task=True)
+
+    def task_scores(self, signals: Signals) -> Float[Tensor, "tasks pool"]:
+        """Cosines with the gradient of each task.
+
+        Args:
+            signals: task_alignment, task_norms and norms.
+
+        Returns:
+            A row per target task, in float64 on the CPU.
+        """
+        alignment, lengths = given(signals.task_alignment, "task_alignment"), given(signals.task_norms, "task_norms")
+        norms = given(signals.norms, "norms")
+        return torch.stack([per_norm(row, norms * length) for row, length in zip(alignment, lengths, strict=True)])
+
+    def scores(self, signals: Signals) -> Float[Tensor, " pool"]:
+        """What the rule ranks by, the highest kept.
+
+        Args:
+            signals: task_alignment, task_norms and norms.
+
+        Returns:
+            A score per candidate, in float64 on the CPU.
+        """
+        return by_task(self.task_scores(signals), self.aggregate)
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Choose from one pool; deterministic.
@@ -47,10 +78,7 @@ class Less:
         Returns:
             Candidates with weight one. Diagnostics: ``cosine``, the mean of the kept.
         """
-        alignment, lengths = given(signals.task_alignment, "task_alignment"), given(signals.task_norms, "task_norms")
-        norms = given(signals.norms, "norms")
-        cosine = torch.stack([per_norm(row, norms * length) for row, length in zip(alignment, lengths, strict=True)])
-        scores = cosine.max(0).values
+        scores, norms = self.scores(signals), given(signals.norms, "norms")
         usable = candidates(signals, self.filter_size, scores.to(signals.valid.device))
         usable = usable[norms[usable].isfinite()]
         chosen = usable[top(scores[usable], self.filter_size)]

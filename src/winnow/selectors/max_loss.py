@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from winnow.filters import top
 from winnow.selection import Selection
@@ -36,6 +38,17 @@ class MaxLoss:
         """Losses: a forward, never a backward."""
         return Needs(losses=True)
 
+    def scores(self, signals: Signals) -> Float[Tensor, " pool"]:
+        """What the rule ranks by, the highest kept.
+
+        Args:
+            signals: losses.
+
+        Returns:
+            A score per candidate, in float64 on the CPU.
+        """
+        return given(signals.losses, "losses")
+
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Choose from one pool; deterministic.
 
@@ -46,7 +59,7 @@ class MaxLoss:
         Returns:
             Candidates with weight one.
         """
-        losses = given(signals.losses, "losses")
+        losses = self.scores(signals)
         usable = candidates(signals, self.filter_size, losses.to(signals.valid.device))
         chosen = top(losses[usable], self.filter_size)
         return keep(signals, usable[chosen], short=float(len(usable) < self.filter_size))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from winnow.filters import top
 from winnow.selection import Selection
@@ -43,6 +45,22 @@ class MidPPL:
     def needs(self) -> Needs:
         """Losses: a forward, never a backward."""
         return Needs(losses=True)
+
+    def scores(self, signals: Signals) -> Float[Tensor, " pool"] | None:
+        """What the rule ranks by, the highest kept.
+
+        Args:
+            signals: losses.
+
+        Returns:
+            A score per candidate, in float64 on the CPU; None where it draws from a band.
+        """
+        if self.width > 0:
+            return None
+        losses, usable = given(signals.losses, "losses"), candidates(signals, 0)
+        if len(usable) == 0:
+            return losses
+        return -(losses - torch.quantile(losses[usable], self.center)).abs()
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Choose from one pool; deterministic unless there is a ``width``.

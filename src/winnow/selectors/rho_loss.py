@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from winnow.filters import top
 from winnow.selection import Selection
@@ -37,6 +39,17 @@ class RhoLoss:
         """Two losses: forwards, never a backward."""
         return Needs(losses=True, reference=True)
 
+    def scores(self, signals: Signals) -> Float[Tensor, " pool"]:
+        """What the rule ranks by, the highest kept.
+
+        Args:
+            signals: losses and reference.
+
+        Returns:
+            A score per candidate, in float64 on the CPU.
+        """
+        return given(signals.losses, "losses") - given(signals.reference, "reference")
+
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Choose from one pool; deterministic.
 
@@ -47,7 +60,7 @@ class RhoLoss:
         Returns:
             Candidates with weight one. Diagnostics: ``reducible``, the mean of the rule's difference over the kept.
         """
-        reducible = given(signals.losses, "losses") - given(signals.reference, "reference")
+        reducible = self.scores(signals)
         usable = candidates(signals, self.filter_size, reducible.to(signals.valid.device))
         chosen = usable[top(reducible[usable], self.filter_size)]
         mean = float(reducible[chosen].mean()) if len(chosen) else 0.0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from winnow.filters import top
 from winnow.selection import Selection
@@ -36,6 +38,17 @@ class TracIn:
         """Alignment, raw."""
         return Needs(alignment=0)
 
+    def scores(self, signals: Signals) -> Float[Tensor, " pool"]:
+        """What the rule ranks by, the highest kept.
+
+        Args:
+            signals: alignment.
+
+        Returns:
+            A score per candidate, in float64 on the CPU.
+        """
+        return given(signals.alignment, "alignment")
+
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Choose from one pool; deterministic.
 
@@ -46,7 +59,7 @@ class TracIn:
         Returns:
             Candidates with weight one.
         """
-        alignment = given(signals.alignment, "alignment")
+        alignment = self.scores(signals)
         usable = candidates(signals, self.filter_size, alignment.to(signals.valid.device))
         chosen = top(alignment[usable], self.filter_size)
         return keep(signals, usable[chosen], short=float(len(usable) < self.filter_size))

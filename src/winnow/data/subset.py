@@ -1,0 +1,103 @@
+"""The part of a stream that a file of scores names: data-side selection, made once before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from winnow.data.example import Example, Stream
+from winnow.data.rows import Listed
+from winnow.tables import read_table
+
+ORDERS = ("highest", "lowest")
+SHOWN = 3
+
+
+def restrict(
+    stream: Stream, subset: str, size: int | float | None = None, by: str = "score", order: str = "highest"
+) -> Listed:
+    """Leave of a stream what a file chooses.
+
+    Args:
+        stream: the candidates. Of an endless one the file must have the column ``position``, which
+            ``python -m winnow.score`` writes.
+        subset: file with a column ``id`` (.parquet, .csv, .jsonl); ``data.subset``.
+        size: how many to take by their score: a whole number, or a share of the file's rows below 1; None takes
+            every row; ``data.subset_size``.
+        by: the column to rank by; ``data.subset_by``.
+        order: ``highest`` | ``lowest`` first; ``data.subset_order``.
+
+    Returns:
+        A finite stream, in the order of the whole one.
+
+    Raises:
+        ValueError: the file cannot be read, has an id twice or too few scores, or names ids that the stream does
+            not have; these are counted.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"data.subset_order must be one of {', '.join(ORDERS)}; got {order!r}")
+    table = read_table(subset, "data.subset", ("id",))
+    twice = table["id"].duplicated()
+    if twice.any():
+        raise ValueError(
+            f"data.subset={subset} has {int(twice.sum())} ids more than once ({', '.join(table['id'][twice][:SHOWN])})"
+        )
+    if size is not None:
+        table = _best(table, subset, size, by, order)
+    if not len(table):
+        raise ValueError(f"data.subset={subset} names no candidate")
+    found = _by_position(stream, table) if "position" in table else {}
+    left = [name for name in table["id"] if name not in found]
+    if left and stream.size is not None:
+        wanted = set(left)
+        for position in range(stream.size):
+            example = stream[position]
+            if example.id in wanted:
+                found[example.id] = (position, example)
+        left = [name for name in left if name not in found]
+    if left:
+        endless = (
+            "; the stream is endless, so the file must have the column position, as python -m winnow.score writes it"
+            if stream.size is None and "position" not in table
+            else ": were they scored with the same data and seed?"
+        )
+        raise ValueError(
+            f"{len(left)} of the {len(table)} ids of data.subset={subset} are not in the stream "
+            f"({', '.join(left[:SHOWN])}){endless}"
+        )
+    ordered: Sequence[tuple[int, Example]] = sorted(found.values(), key=lambda pair: pair[0])
+    return Listed([example for _, example in ordered])
+
+
+def _best(table: pd.DataFrame, subset: str, size: int | float, by: str, order: str) -> pd.DataFrame:
+    """The rows of the best scores; ties go to the earlier row."""
+    if isinstance(size, bool) or not (0 < size < 1 or (size >= 1 and int(size) == size)):
+        raise ValueError(f"data.subset_size must be a whole number >= 1, or a share between 0 and 1; got {size!r}")
+    if by not in table.columns:
+        raise ValueError(
+            f"data.subset={subset} has no column {by} to rank by; set data.subset_by to one of "
+            f"{', '.join(str(name) for name in table.columns if name != 'id')}"
+        )
+    if not pd.api.types.is_numeric_dtype(table[by]):
+        raise ValueError(f"data.subset_by={by}: that column of data.subset={subset} does not hold numbers")
+    count = int(size) if size >= 1 else max(1, round(size * len(table)))
+    scored = table[table[by].notna()]
+    if count > len(scored):
+        raise ValueError(
+            f"data.subset_size={size} asks for {count} candidates, and data.subset={subset} has {len(scored)} with a "
+            f"{by}, of {len(table)}"
+        )
+    return scored.sort_values(by, ascending=order == "lowest", kind="stable").head(count)
+
+
+def _by_position(stream: Stream, table: pd.DataFrame) -> dict[str, tuple[int, Example]]:
+    """The examples that stand where the file says, by id."""
+    found = {}
+    for name, position in zip(table["id"], table["position"], strict=True):
+        if position != position or position < 0 or (stream.size is not None and position >= stream.size):
+            continue
+        example = stream[int(position)]
+        if example.id == name:
+            found[name] = (int(position), example)
+    return found

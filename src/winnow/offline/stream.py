@@ -1,0 +1,214 @@
+"""Signals of a whole stream against one target gradient, so that candidates of different pools can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from winnow.batches import target_shares
+from winnow.gradients.countsketch import CountSketch
+from winnow.gradients.in_pieces import pieces, weighted_sum
+from winnow.gradients.pool_pass import TASK
+from winnow.gradients.quiet import quiet
+from winnow.losses import Batch, take
+from winnow.scorer import Scorer, TargetNotFinite
+from winnow.signals import Needs, Signals
+
+ONCE = 2**31
+"""``every`` of a scorer whose target gradient is computed once."""
+
+Pools = Callable[[], Iterable[tuple[Batch, Mapping[str, Sequence[str]]]]]
+"""Gives the stream's pools from its beginning at every call, each a token batch and its facts."""
+
+
+def stream_needs(needs: Needs) -> Needs:
+    """What ranking a whole stream needs of what choosing from a pool does.
+
+    Args:
+        needs: of a selector.
+
+    Returns:
+        The same without what stands between the candidates of one pool (gram, curvature, sketches); the norms
+        that the Gram matrix would have given are asked for by themselves. Losses are always asked for.
+    """
+    norms = needs.gram if needs.norms is None else needs.norms
+    return replace(needs, losses=True, gram=None, norms=norms, curvature=False, sketch=None)
+
+
+def score_stream(
+    scorer: Scorer,
+    pools: Pools,
+    needs: Needs,
+    target: Batch | None = None,
+    target_weight: Float[Tensor, " target"] | None = None,
+    target_task: Int[Tensor, " target"] | None = None,
+    *,
+    projection: int | None = None,
+    projection_seed: int = 0,
+    micro_batch: int = 16,
+) -> Signals:
+    """Score every candidate of a stream with the model and optimizer as they are.
+
+    The target's gradient, or its hidden states, are taken once, of all target examples given.
+
+    Args:
+        scorer: built with ``every=ONCE`` and without ``target_ema``.
+        pools: the stream.
+        needs: what to compute, see :func:`stream_needs`.
+        target: target examples; None where ``needs.target`` is false.
+        target_weight: weight of each; equal weights when omitted.
+        target_task: number of each one's task, from 0; one task when omitted.
+        projection: take alignments and norms from random projections of this size (CountSketch), a pass over the
+            stream per task; None for exact ones.
+        projection_seed: of the projections.
+        micro_batch: target examples that go through the model at a time.
+
+    Returns:
+        Signals of the whole stream as if it were one pool, on the CPU.
+
+    Raises:
+        ValueError: a target is needed and not given, or the projection has no norm to go with ``needs``.
+        TargetNotFinite: the target's loss or gradient is not finite.
+    """
+    if needs.target and target is None:
+        raise ValueError("the selector needs a target task, and data.corpus has none")
+    more: dict[str, Any] = {}
+    gradients: list[dict[str, Tensor]] = []
+    if needs.alignment is not None:
+        assert target is not None
+        gradients = hold_target(scorer, target, target_weight, target_task, micro_batch, by_task=needs.per_task)
+    if needs.target_hidden:
+        assert target is not None
+        more["target_hidden"] = torch.cat([
+            _given(scorer(few, None, Needs(hidden=needs.hidden)).hidden) for _, few in pieces(target, micro_batch)
+        ])
+        more["target_share"] = target_shares(target, target_weight).cpu()
+    own = replace(needs, target_hidden=False)
+    if projection is None:
+        return replace(_joined([_moved(scorer(pool, None, own, meta=meta)) for pool, meta in pools()]), **more)
+    return _projected(scorer, pools, own, gradients, projection, projection_seed)
+
+
+def hold_target(
+    scorer: Scorer,
+    target: Batch,
+    weight: Float[Tensor, " target"] | None,
+    task: Int[Tensor, " target"] | None,
+    micro_batch: int,
+    by_task: bool = False,
+) -> list[dict[str, Tensor]]:
+    """Compute the target gradient in pieces, and have the scorer use it from now on.
+
+    Args:
+        scorer: built with ``every=ONCE``.
+        target: target examples, of any number.
+        weight: weight of each.
+        task: number of each one's task.
+        micro_batch: examples that go through the model at a time.
+        by_task: keep the tasks' own gradients too.
+
+    Returns:
+        The mean gradient of each task, by parameter.
+
+    Raises:
+        TargetNotFinite: a loss or gradient is not finite.
+    """
+    share = target_shares(target, weight)
+    task = torch.zeros_like(share, dtype=torch.long) if task is None else task.to(share.device)
+    means: list[dict[str, Tensor]] = []
+    held: dict[str, Tensor] = {}
+    for number in range(int(task.max()) + 1):
+        rows = ((task == number) & (share > 0)).nonzero().squeeze(1)
+        portion = float(share[rows].sum())
+        with quiet(scorer.model):
+            losses, mean = weighted_sum(
+                scorer.model,
+                scorer.parameters,
+                take(target, rows),
+                micro_batch,
+                scorer.reduction,
+                share[rows] / max(portion, torch.finfo(share.dtype).tiny),
+            )
+        if not bool(losses.isfinite().all()) or not all(bool(part.isfinite().all()) for part in mean.values()):
+            raise TargetNotFinite("the loss or the gradient of the target examples is not finite")
+        means.append(mean)
+        for name, gradient in mean.items():
+            held[name] = held[name] + portion * gradient if name in held else portion * gradient
+            if by_task:
+                held[f"{name}{TASK}{number}"] = gradient
+    _load(scorer, held, len(means) if by_task else 0)
+    return means
+
+
+def _load(scorer: Scorer, gradients: Mapping[str, Tensor], tasks: int) -> None:
+    scorer.load_state_dict({"target": {"updates": 1, "age": 0, "gradients": dict(gradients)}, "tasks": tasks})
+
+
+def _projected(
+    scorer: Scorer, pools: Pools, needs: Needs, tasks: list[dict[str, Tensor]], size: int, seed: int
+) -> Signals:
+    """Alignments and norms by task from CountSketches of candidates and target, as LESS takes them."""
+    if not needs.per_task or needs.alignment is None or 2 * needs.alignment != (needs.norms or 0):
+        raise ValueError(
+            f"projection={size} is of selectors that compare directions with every task's raw gradient, as "
+            "selector=less; set projection=null"
+        )
+    power = needs.norms or 0
+    sketched = Needs(losses=True, alignment=needs.alignment, gram=power, sketch=size, sketch_seed=seed, meta=needs.meta)
+    found: list[Signals] = []
+    lengths: list[Tensor] = []
+    for gradients in tasks:
+        _load(scorer, gradients, 0)
+        parts = []
+        for pool, meta in pools():
+            signals = scorer(pool, None, sketched, meta=meta)
+            norms = _given(signals.gram).diagonal().clamp_min(0).sqrt()
+            parts.append(_moved(replace(signals, gram=None, norms=norms)))
+        found.append(_joined(parts))
+        lengths.append(_sketch(gradients, size, seed).norm())
+    return replace(
+        found[0],
+        alignment=None,
+        task_alignment=torch.stack([_given(one.alignment) for one in found]),
+        task_norms=torch.stack(lengths).cpu(),
+    )
+
+
+def _sketch(gradients: Mapping[str, Tensor], size: int, seed: int) -> Tensor:
+    """The CountSketch of one gradient, with the candidates' own hash."""
+    sketch = CountSketch(size, seed)
+    first = next(iter(gradients.values()))
+    found = torch.zeros(1, size, dtype=first.dtype, device=first.device)
+    for name, gradient in gradients.items():
+        sketch.add(found, name, torch.arange(gradient.numel(), device=first.device), gradient.reshape(1, -1))
+    return found[0]
+
+
+def _moved(signals: Signals) -> Signals:
+    held = {name: value.cpu() for name, value in vars(signals).items() if isinstance(value, Tensor)}
+    return replace(signals, **held)
+
+
+def _joined(parts: Sequence[Signals]) -> Signals:
+    """Signals of several pools as those of one."""
+    if not parts:
+        raise ValueError("the stream gives no candidates to score")
+    joined: dict[str, Any] = {}
+    for name in ("valid", "tokens", "losses", "alignment", "norms", "nuclear", "hidden", "reference"):
+        if getattr(parts[0], name) is not None:
+            joined[name] = torch.cat([getattr(part, name) for part in parts])
+    if parts[0].task_alignment is not None:
+        joined["task_alignment"] = torch.cat([_given(part.task_alignment) for part in parts], 1)
+        joined["task_norms"] = parts[0].task_norms
+    meta = {name: [word for part in parts for word in part.meta[name]] for name in parts[0].meta}
+    return Signals(**joined, meta=meta)
+
+
+def _given(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value

@@ -1,0 +1,31 @@
+"""Score a stream once, and write the scores by candidate id.
+
+python -m winnow.score baseline=tracin                  # what the method ranks by, at the model's start
+python -m winnow.score method=ngrams                    # n-gram overlap with the target
+python -m winnow.score --help
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from winnow.cli import main
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def score(cfg: DictConfig) -> None:
+    """Score one stream; torch and the rest are imported only here, so that help and a typo are answered at once.
+
+    Args:
+        cfg: the composed configuration (conf/score.yaml).
+    """
+    from winnow.offline.run import run
+
+    run(cfg)
+
+
+if __name__ == "__main__":
+    main(score, config_dir=CONF, config_name="score")
