@@ -210,3 +210,32 @@ def test_two_runs_do_not_share_a_folder_at_the_same_time() -> None:
     Path("out/status.json").write_text('{"state": "running"}')
     with pytest.raises(BuildError, match=r"status\.json \(running\)"):
         go()
+
+
+def test_a_replay_whose_ids_are_not_in_the_stream_is_refused_before_anything_is_measured(
+    finished: tuple[Path, float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted over the whole ledger: with another seed all of it, in pools of another size what moved."""
+    ledger = finished[0] / "out" / "ledger.parquet"
+    rows = pq.read_table(ledger).to_pandas()
+    kept = rows[rows["kept"]]
+    save_base()
+    again = ("baseline=replay", f"selector.ledger={ledger}")
+    monkeypatch.setattr(running, "evaluate", lambda *_args, **_more: pytest.fail("measured first"))
+    with pytest.raises(
+        BuildError, match=rf"^{len(kept)} of the {len(kept)} examples .* {kept['id'].nunique()} of these"
+    ):
+        go(*again, "seed=1")
+    moved = [int(name.rsplit("-", 1)[1]) // 16 != step for step, name in zip(kept["step"], kept["id"], strict=True)]
+    with pytest.raises(BuildError, match=rf"^{sum(moved)} of the {len(kept)} .*; 0 of these .* first 4 pools"):
+        go(*again, "data.pool_size=16", out="pools")
+    assert 0 < sum(moved) < len(kept)
+    with pytest.raises(BuildError, match=r"ends after 4 pools: set trainer\.max_steps to that, not 5"):
+        go(*again, "trainer.max_steps=5", out="long")
+
+
+def test_a_replay_of_the_same_stream_keeps_the_same(finished: tuple[Path, float | None]) -> None:
+    save_base()
+    go("baseline=replay", f"selector.ledger={finished[0] / 'out'}")
+    first, second = (pq.read_table(at / "ledger.parquet").to_pandas() for at in (finished[0] / "out", Path("out")))
+    assert first[["id", "kept", "weight"]].equals(second[["id", "kept", "weight"]])

@@ -173,6 +173,10 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     selector = build(cfg.selector)
     if hasattr(selector, "filter_size"):
         check_filter_size(selector.filter_size, parts.data.steps.pool_size)
+    if hasattr(selector, "check_stream"):
+        endless = int(cfg.trainer.max_epochs or -1) == -1
+        steps = int(cfg.trainer.max_steps) if endless and int(cfg.trainer.max_steps) > 0 else None
+        selector.check_stream(parts.data.steps.pool_ids(), steps)
     parts.module = SelectionModule(
         parts.language.model,
         selector=selector,

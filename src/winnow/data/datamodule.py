@@ -100,9 +100,7 @@ class StepData(Dataset):
             ``pool`` and ``target`` token batches, ``meta`` lists for the records, ``truncated`` rows.
         """
         epoch, step = key
-        positions = np.arange(step * self.pool_size, (step + 1) * self.pool_size)
-        if self.stream.size is not None:
-            positions = _permutation(self.stream.size, self.seed, 0, epoch)[positions]
+        positions = self._positions(epoch, step)
         if self.packed is not None:
             drawn = [self.packed[int(position)] for position in positions]
         else:
@@ -118,6 +116,26 @@ class StepData(Dataset):
         if self.targets:
             batch["target"] = self.target_batch(epoch * (self.steps or 0) + step)
         return batch
+
+    def _positions(self, epoch: int, step: int) -> np.ndarray:
+        positions = np.arange(step * self.pool_size, (step + 1) * self.pool_size)
+        return positions if self.stream.size is None else _permutation(self.stream.size, self.seed, 0, epoch)[positions]
+
+    def pool_ids(self) -> Iterator[list[str]]:
+        """Ids of the candidates of every pool from the first step on, without their tokens.
+
+        Yields:
+            A pool's ids, in order; endlessly, epoch after epoch.
+        """
+        epoch = 0
+        while True:
+            for key in StepSampler(self.steps, (epoch, 0)):
+                positions = [int(position) for position in self._positions(*key)]
+                if self.packed is not None:
+                    yield [self.packed[position][0].id for position in positions]
+                else:
+                    yield [self.stream[position].id for position in positions]
+            epoch += 1
 
     def target_batch(self, step: int) -> dict[str, torch.Tensor]:
         """Target batch of a global step: every target's examples in turn, reshuffled when used up.

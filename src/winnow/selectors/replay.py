@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ class Replay:
     Knobs:
         ledger: a run's folder or its ledger.parquet.
     Source: ours.
-    Departures: none. The stream must be the recorded run's: same data, seed and pool size.
+    Departures: none. The stream must be the recorded run's: same data, seed and pool size; a run looks for every
+        recorded id before it trains.
     """
 
     ledger: str
@@ -34,6 +36,44 @@ class Replay:
     def needs(self) -> Needs:
         """The ids."""
         return Needs(meta=("id",))
+
+    def check_stream(self, pools: Iterable[Sequence[str]], steps: int | None = None) -> None:
+        """Look for every recorded id in the pool that it was kept from, before training.
+
+        Args:
+            pools: ids of the candidates of each pool from step 0 on, as many as are recorded or more.
+            steps: pools that will be asked for at least; None where that is not known.
+
+        Raises:
+            ValueError: ids are not where they were kept, and how many; or fewer pools are recorded than ``steps``.
+        """
+        self.recorded = self.recorded or read_kept(self.ledger)
+        if steps is not None and steps > len(self.recorded):
+            raise ValueError(f"{self._ends()}, not {steps}")
+        seen: set[str] = set()
+        missing: dict[str, None] = {}
+        misplaced = first = 0
+        for step, (weights, ids) in enumerate(zip(self.recorded, pools, strict=False)):
+            here = set(ids)
+            lost = [name for name in weights if name not in here]
+            if lost and not misplaced:
+                first = step
+            misplaced += len(lost)
+            missing.update(dict.fromkeys(lost))
+            seen |= here
+        if misplaced:
+            kept = sum(len(weights) for weights in self.recorded)
+            nowhere = [name for name in missing if name not in seen]
+            raise ValueError(
+                f"{misplaced} of the {kept} examples that selector.ledger={self.ledger} kept are not in the pool they "
+                f"were kept from, first at step {first} ({', '.join(list(missing)[:3])}); {len(nowhere)} of these "
+                f"{len(missing)} ids are in none of the stream's first {len(self.recorded)} pools: replay needs the "
+                "recorded run's stream, seed and data.pool_size"
+            )
+
+    def _ends(self) -> str:
+        recorded = len(self.recorded or [])
+        return f"selector.ledger={self.ledger} ends after {recorded} pools: set trainer.max_steps to that"
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Keep the recorded candidates of this step.
@@ -52,9 +92,7 @@ class Replay:
         if self.recorded is None:
             self.recorded = read_kept(self.ledger)
         if self.step >= len(self.recorded):
-            raise ValueError(
-                f"selector.ledger={self.ledger} ends after {len(self.recorded)} pools: set trainer.max_steps to that"
-            )
+            raise ValueError(self._ends())
         weights = self.recorded[self.step]
         places: dict[str, int] = {}
         for place, name in enumerate(facts(signals, "id")):
