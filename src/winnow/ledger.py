@@ -25,6 +25,7 @@ from torch import Tensor
 from winnow.provenance import to_json
 from winnow.selection import Selection
 
+FLOATS = pa.list_(pa.float32())
 SCHEMA = pa.schema([
     ("step", pa.int64()),
     ("id", pa.string()),
@@ -33,6 +34,7 @@ SCHEMA = pa.schema([
     ("noise", pa.string()),
     ("loss", pa.float32()),
     ("alignment", pa.float32()),
+    ("task_alignment", FLOATS),
     ("kept", pa.bool_()),
     ("weight", pa.float32()),
 ])
@@ -65,6 +67,7 @@ class Ledger:
         losses: Tensor,
         alignment: Tensor | None,
         selection: Selection,
+        task_alignment: Tensor | None = None,
     ) -> None:
         """Add the rows of one pool.
 
@@ -74,6 +77,7 @@ class Ledger:
             losses: per-example losses, NaN where unknown.
             alignment: first-order utilities, if they were computed.
             selection: what was kept.
+            task_alignment: first-order utilities for each target task, a row per task, if they were computed.
         """
         size = len(meta["id"])
         kept = torch.zeros(size, dtype=torch.bool)
@@ -86,6 +90,9 @@ class Ledger:
             ),
             _numbers(losses),
             _numbers(torch.full((size,), torch.nan) if alignment is None else alignment),
+            pa.array(
+                [None] * size if task_alignment is None else task_alignment.detach().float().cpu().T.tolist(), FLOATS
+            ),
             pa.array(kept.tolist(), pa.bool_()),
             _numbers(selection.dense(size)),
         ]
@@ -199,8 +206,9 @@ def summarise(path: Path, top: int = 5) -> dict[str, Any]:
         top: how many of the most weighted examples to name.
 
     Returns:
-        Counts, composition by source and by hidden label, means of loss and alignment of kept and
-        rejected candidates, and the examples with the most weight in all.
+        Counts, composition by source and by hidden label, means of loss and alignment of kept and rejected
+        candidates (alignment also by target task, in the order of the targets, where that was computed), and the
+        examples with the most weight in all.
     """
     rows = read(path).to_pandas()
     kept, left = rows[rows["kept"]], rows[~rows["kept"]]
@@ -212,10 +220,17 @@ def summarise(path: Path, top: int = 5) -> dict[str, Any]:
         "distinct_kept": int(kept["id"].nunique()),
         "loss": {"kept": float(kept["loss"].mean()), "rejected": float(left["loss"].mean())},
         "alignment": {"kept": float(kept["alignment"].mean()), "rejected": float(left["alignment"].mean())},
+        "task_alignment": {"kept": _by_task(kept), "rejected": _by_task(left)},
         "by_source": composition(path, "source"),
         "by_label": composition(path),
         "heaviest": heavy.to_dict("records"),
     }
+
+
+def _by_task(rows: pd.DataFrame) -> list[float]:
+    """Means over rows of the alignment with every task, in the order of the targets; empty where there is none."""
+    known = rows["task_alignment"].dropna()
+    return pd.DataFrame(known.tolist()).mean().tolist() if len(known) else []
 
 
 def print_ledger(figures: Mapping[str, Any], console: Console) -> None:
@@ -235,6 +250,9 @@ def print_ledger(figures: Mapping[str, Any], console: Console) -> None:
     for name in ("loss", "alignment"):
         cells = [figures[name][side] for side in ("kept", "rejected")]
         table.add_row(name, *("not computed" if cell != cell else f"{cell:.4g}" for cell in cells))
+    sides = [figures["task_alignment"][side] for side in ("kept", "rejected")]
+    for number, means in enumerate(zip(*sides, strict=False), 1):
+        table.add_row(f"alignment, target {number}", *(f"{mean:.4g}" for mean in means))
     console.print(table)
     tables = {"source": figures["by_source"], "hidden label": figures["by_label"]}
     if figures["by_label"] == figures["by_source"]:  # a stream without hidden labels

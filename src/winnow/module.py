@@ -44,6 +44,7 @@ class SelectionModule(lightning.LightningModule):
         pools_per_update: pools, each scored and chosen from by itself with the same parameters, whose gradients
             are averaged into one update. Those left at the end of an epoch make a smaller one.
         seed: of dropout and of selectors that draw at random, together with the step.
+        record_tasks: score against every target task by itself too, for the records; where gradients are compared.
 
     Raises:
         ValueError: a bound is not positive.
@@ -60,6 +61,7 @@ class SelectionModule(lightning.LightningModule):
         max_idle_steps: int = 100,
         pools_per_update: int = 1,
         seed: int = 0,
+        record_tasks: bool = False,
     ) -> None:
         super().__init__()
         if clip_norm is not None and clip_norm <= 0:
@@ -70,7 +72,7 @@ class SelectionModule(lightning.LightningModule):
         self.strict_loading = False  # a LoRA checkpoint does not hold the frozen base
         self.model, self.selector = model, selector
         self._build = (scorer, optimizer, scheduler)
-        self.clip_norm, self.seed = clip_norm, seed
+        self.clip_norm, self.seed, self.record_tasks = clip_norm, seed, record_tasks
         self.max_idle_steps = max_idle_steps
         self.budget = Budget()
         self.accumulated = Accumulated(pools_per_update)
@@ -214,6 +216,8 @@ class SelectionModule(lightning.LightningModule):
         needs = self.selector.needs
         if needs.forward:
             needs = replace(needs, losses=True)  # the forward gives them for nothing, and the ledger wants them
+        if self.record_tasks and needs.alignment is not None and needs.sketch is None:
+            needs = replace(needs, per_task=True)
         target = batch.get("target")
         if needs.target and target is None:
             raise ValueError(f"{type(self.selector).__name__} needs a target task, and data.corpus has none")

@@ -173,6 +173,8 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     selector = build(cfg.selector)
     if hasattr(selector, "filter_size"):
         check_filter_size(selector.filter_size, parts.data.steps.pool_size)
+    if parts.data.steps.turns is not None and len(parts.corpus.targets) > 1:
+        _check_turns(cfg, selector.needs.per_task)
     if hasattr(selector, "check_stream"):
         endless = int(cfg.trainer.max_epochs or -1) == -1
         steps = int(cfg.trainer.max_steps) if endless and int(cfg.trainer.max_steps) > 0 else None
@@ -187,6 +189,7 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
         max_idle_steps=cfg.max_idle_steps,
         pools_per_update=cfg.pools_per_update,
         seed=cfg.seed,
+        record_tasks=cfg.record_tasks,
     )
     callbacks = build_all(cfg.get("callbacks"))
     if isinstance(callbacks.get("records"), Records):
@@ -210,6 +213,20 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     if isinstance(logger, WandbLogger):  # its run begins here; one that could not begin needs no closing
         logger.experiment.config.update({**anonymous(plain(cfg)), "choices": _choices()}, allow_val_change=True)
     parts.logger = logger
+
+
+def _check_turns(cfg: DictConfig, per_task: bool) -> None:
+    """Refuse what needs all targets at once where they take turns."""
+    if per_task or cfg.record_tasks:
+        key = "record_tasks=true" if cfg.record_tasks else f"selector={cfg.name}"
+        raise ValueError(
+            f"data.target_order=round_robin has one target per step, and {key} needs all of them: set shared"
+        )
+    if int(cfg.scoring.get("every", 1)) > 1:
+        raise ValueError(
+            f"data.target_order=round_robin has another target at every step, and scoring.every={cfg.scoring.every} "
+            "would pass some of them over: set scoring.every=1, or data.target_order=shared"
+        )
 
 
 def _prepared(cfg: DictConfig) -> dict[str, str]:

@@ -56,6 +56,7 @@ class Records(Callback):
                 losses=record.losses,
                 alignment=record.signals.alignment,
                 selection=record.selection,
+                task_alignment=record.signals.task_alignment,
             )
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:

@@ -19,6 +19,8 @@ from winnow.data.lengths import fit_targets
 from winnow.data.pack import Packed
 from winnow.data.subset import restrict
 
+TARGET_ORDERS = ("shared", "round_robin")
+
 
 @lru_cache(maxsize=16)
 def _permutation(size: int, *key: int) -> np.ndarray:
@@ -69,6 +71,10 @@ class StepData(Dataset):
         max_length: longest sequence, in tokens.
         seed: decides the order of stream and targets.
         packing: join documents into rows of ``max_length`` tokens (pre-training).
+        target_order: ``shared`` | ``round_robin``.
+
+    Raises:
+        ValueError: ``target_order`` is neither.
     """
 
     def __init__(
@@ -80,12 +86,17 @@ class StepData(Dataset):
         max_length: int,
         seed: int,
         packing: bool = False,
+        target_order: str = "shared",
     ) -> None:
+        if target_order not in TARGET_ORDERS:
+            raise ValueError(f"data.target_order must be one of {', '.join(TARGET_ORDERS)}; got {target_order!r}")
         self.stream: Stream = corpus.stream
         self.targets = list(corpus.targets)
         self.tokenizer, self.max_length, self.seed = tokenizer, max_length, seed
         self.pool_size = pool_size
-        self.rows = share(target_batch_size, [target.weight for target in self.targets])
+        weights = [target.weight for target in self.targets]
+        self.turns = Turns(weights) if target_order == "round_robin" and weights else None
+        self.rows = share(target_batch_size, weights) if self.turns is None else [target_batch_size] * len(weights)
         self.packed = Packed(corpus.stream, tokenizer, max_length) if packing else None
         self.pad = pad_token_id(tokenizer)
         self.steps = None if corpus.stream.size is None else corpus.stream.size // pool_size
@@ -138,7 +149,10 @@ class StepData(Dataset):
             epoch += 1
 
     def target_batch(self, step: int) -> dict[str, torch.Tensor]:
-        """Target batch of a global step: every target's examples in turn, reshuffled when used up.
+        """Target batch of a global step: a target's examples in turn, reshuffled when used up.
+
+        With ``target_order=shared`` every target has its rows in every batch; with ``round_robin`` a batch is of one
+        target, and the targets take turns as often as their weights say.
 
         Args:
             step: steps since the start of training.
@@ -150,15 +164,52 @@ class StepData(Dataset):
         rows: list[Encoded] = []
         weight: list[float] = []
         task: list[int] = []
-        total = sum(target.weight for target in self.targets)
+        only, turn = (None, step) if self.turns is None else self.turns[step]
+        total = sum(target.weight for number, target in enumerate(self.targets) if only in (None, number))
         for number, (target, count) in enumerate(zip(self.targets, self.rows, strict=True)):
-            for position in range(step * count, (step + 1) * count):
+            if only not in (None, number):
+                continue
+            for position in range(turn * count, (turn + 1) * count):
                 lap, place = divmod(position, len(target.val))
                 example = target.val[int(_permutation(len(target.val), self.seed, 1 + number, lap)[place])]
                 rows.append(encode(example, self.tokenizer, self.max_length))
                 weight.append(target.weight / total / count)
                 task.append(number)
         return {**collate(rows, self.pad), "weight": torch.tensor(weight), "task": torch.tensor(task)}
+
+
+class Turns:
+    """Which target has its turn at a step: at every step the one that is furthest behind its share.
+
+    Args:
+        weights: of the targets, > 0.
+
+    Raises:
+        ValueError: a weight is not positive.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        if min(weights) <= 0:
+            raise ValueError(f"data target weights must be > 0, got {list(weights)}")
+        self.shares = np.array(weights, dtype=float) / sum(weights)
+        self._taken = np.zeros(len(weights), dtype=int)
+        self._turns: list[tuple[int, int]] = []
+
+    def __getitem__(self, step: int) -> tuple[int, int]:
+        """The target of a step, a pure function of it.
+
+        Args:
+            step: since the start of training.
+
+        Returns:
+            Number of the target, and how many turns it has had before.
+        """
+        while len(self._turns) <= step:
+            behind = self.shares * (len(self._turns) + 1) - self._taken
+            number = int(behind.argmax())
+            self._turns.append((number, int(self._taken[number])))
+            self._taken[number] += 1
+        return self._turns[step]
 
 
 def share(rows: int, weights: Sequence[float]) -> list[int]:
@@ -205,6 +256,7 @@ class SelectionDataModule(lightning.LightningDataModule):
         packing: join documents into full rows, with loss on every token (pre-training).
         val_batch_size: examples per batch when the target NLL is measured.
         val_limit: examples per target whose NLL is watched during training; None for all.
+        target_order: ``shared`` (every target in every target batch) | ``round_robin`` (one target per step).
         subset: file of ids, with scores or without, that the stream is restricted to; None for the whole stream.
         subset_size: how many of them to take by score, or what share of them; None for all.
         subset_by: the file's column to rank by.
@@ -228,6 +280,7 @@ class SelectionDataModule(lightning.LightningDataModule):
         packing: bool = False,
         val_batch_size: int = 32,
         val_limit: int | None = None,
+        target_order: str = "shared",
         subset: str | None = None,
         subset_size: int | float | None = None,
         subset_by: str = "score",
@@ -257,7 +310,7 @@ class SelectionDataModule(lightning.LightningDataModule):
         self.corpus, self.tokenizer = corpus, tokenizer
         self.num_workers, self.max_length = num_workers, max_length
         self.val_batch_size, self.val_limit = val_batch_size, val_limit
-        self.steps = StepData(corpus, tokenizer, pool_size, target_batch_size, max_length, seed, packing)
+        self.steps = StepData(corpus, tokenizer, pool_size, target_batch_size, max_length, seed, packing, target_order)
         self.position = (0, 0)
 
     def train_dataloader(self) -> DataLoader:

@@ -81,7 +81,11 @@ class PoolPass:
         Raises:
             ValueError: they exclude each other.
         """
-        apart = "a target gradient per task (Needs.per_task, as baseline=less)" if needs.per_task else None
+        apart = (
+            "a target gradient per task (Needs.per_task, as baseline=less or record_tasks=true)"
+            if needs.per_task
+            else None
+        )
         if needs.curvature:
             apart = "the curvature of the target loss (Needs.curvature, as selector.order=second of data_shapley)"
         if apart is not None and self.micro_batch is not None:

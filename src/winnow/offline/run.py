@@ -22,7 +22,7 @@ from winnow.data.encode import describe, pad_token_id
 from winnow.instantiate import BuildError, blaming, build, plain
 from winnow.losses import response_tokens
 from winnow.module import SelectionModule
-from winnow.offline.checkpoints import read_checkpoints, warm_up
+from winnow.offline.checkpoints import Checkpoint, read_checkpoints, warm_up
 from winnow.offline.files import Cost, beside, check_file, write_scores
 from winnow.offline.stream import ONCE, score_stream, stream_needs
 from winnow.provenance import anonymous, provenance
@@ -141,7 +141,8 @@ def _by_selector(cfg: DictConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[Co
 
     found: list[tuple[float, Signals]] = []
     assert module._scorer is not None
-    for checkpoint in checkpoints or [None]:
+    states: list[Checkpoint | None] = [*checkpoints] or [None]
+    for checkpoint in states:
         if checkpoint is not None:
             checkpoint.load(module, optimizer)
         with trainer.precision_plugin.train_step_context():

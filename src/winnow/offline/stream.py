@@ -190,7 +190,7 @@ def _sketch(gradients: Mapping[str, Tensor], size: int, seed: int) -> Tensor:
 
 
 def _moved(signals: Signals) -> Signals:
-    held = {name: value.cpu() for name, value in vars(signals).items() if isinstance(value, Tensor)}
+    held: dict[str, Any] = {name: value.cpu() for name, value in vars(signals).items() if isinstance(value, Tensor)}
     return replace(signals, **held)
 
 
