@@ -28,4 +28,8 @@ def score(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    if not CONF.is_dir():
+        raise SystemExit(
+            f"no configuration in {CONF}: run from a checkout of the project, installed with pip install -e"
+        )
     main(score, config_dir=CONF, config_name="score")

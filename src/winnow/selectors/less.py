@@ -27,9 +27,9 @@ class Less:
     Source: Xia et al. 2024, LESS, ICML, arXiv 2402.04333.
     Departures: online, at the present parameters and optimizer state, in place of a warm-up and the sum over its
         checkpoints (python -m winnow.score does that). No random projection: it saves the storage of a gradient
-        library, and there is none here. P is the linearised Adam, without the momentum that the released code mixes
-        into every candidate's update. The cosine is with a task's mean gradient, as in the paper; the released code
-        takes the mean of the cosines with its examples.
+        library, and there is none here; winnow.score takes a CountSketch where LESS has dense random signs. P is the
+        linearised Adam, without the momentum that the released code mixes into every candidate's update. The cosine is
+        with a task's mean gradient, as in the paper; the released code takes the mean of the cosines with its examples.
     """
 
     filter_size: int = 4
