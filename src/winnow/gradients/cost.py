@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from torch import nn
 
@@ -69,8 +70,10 @@ def plain_cost(model: nn.Module, tokens: int) -> float:
     Returns:
         Three per token and weight that is trained, two per weight that is frozen.
     """
-    maps = [module for module in model.modules() if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"]
-    weights = {id(module.weight): module.weight for module in maps}
+    maps: list[Any] = [
+        module for module in model.modules() if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    ]
+    weights: dict[int, nn.Parameter] = {id(module.weight): module.weight for module in maps}
     return float(sum(weight.numel() * (3 if weight.requires_grad else 2) * tokens for weight in weights.values()))
 
 
