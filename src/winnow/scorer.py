@@ -70,7 +70,8 @@ class Scorer:
             than memory: the target's gradient first, b exact against it, K from stored per-example
             gradients (``exact``), sketches (``sketch``), or whichever fits (``auto``). The update takes
             a second pass, in pieces too. None scores everything at once.
-        chunk_elements: per-example gradients are formed at most this many numbers at a time.
+        chunk_elements: per-example gradients are formed at most this many numbers at a time; None for 2^22 on a
+            CPU, where more only takes memory, and 2^26 elsewhere.
         reference: of rho_loss, loaded when it is first asked for: a model's folder or Hugging Face name, or a file
             with columns ``id`` and ``loss`` (.parquet, .csv, .jsonl).
 
@@ -96,7 +97,7 @@ class Scorer:
         sketch_dim: int = 64,
         sketch_seed: int = 0,
         pool_micro_batch: int | None = None,
-        chunk_elements: int = 2**23,
+        chunk_elements: int | None = None,
         reference: str | None = None,
     ) -> None:
         if on_target_nan not in ("skip", "reuse"):
@@ -115,6 +116,8 @@ class Scorer:
         self.parameters = choose_parameters(model, layers)
         self.target = TargetGradient(target_ema, every, keep=on_target_nan == "reuse")
         self.on_target_nan, self.reduction, self.pool_micro_batch = on_target_nan, reduction, pool_micro_batch
+        if chunk_elements is None:
+            chunk_elements = 2**22 if next(model.parameters()).device.type == "cpu" else 2**26
         method = Method(mode, sketch_dim, sketch_seed, chunk_elements)
         self._pass = PoolPass(model, self.parameters, self.geometry, self.target, method, reduction, pool_micro_batch)
         self.update = update
