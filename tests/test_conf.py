@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.commands import CONF, SWEEPS, commands, compose, configured
 from winnow import run as running
+from winnow.cli import implied
 from winnow.data import SelectionDataModule
 from winnow.evaluation import evaluate
 
@@ -49,7 +50,7 @@ def test_the_command_of_a_file_composes_and_uses_it_with_real_arguments(path: Pa
     for arguments in found if group == "." else found[:1]:
         if {"-m", "--help"} & set(arguments):
             continue
-        cfg = copy.deepcopy(compose(*arguments, config=option if group == "." else "train"))
+        cfg = copy.deepcopy(compose(*implied(arguments), config=option if group == "." else "train"))
         if group not in (".", "hydra"):
             assert cfg.hydra.runtime.choices[group] == option
         cfg.hydra.runtime.output_dir = "out"

@@ -161,7 +161,7 @@ def test_the_process_is_left_as_it_was_and_dropout_is_on_in_training() -> None:
         (["selector.filter_size=0"], "selector.filter_size"),
         (["selector.filter=foo"], "selector.filter must be one of top, cosine, omp, nnls, greedy; got 'foo'"),
         (["+selector.foo=1"], r"selector: .*unexpected keyword argument 'foo'"),
-        (["selector._target_=winnow.selectors.Foo"], r"selector: Error loading 'winnow.selectors.Foo'"),
+        (["selector=custom", "selector._target_=winnow.Foo"], r"selector: Error loading 'winnow.Foo'"),
         (["scoring.geometry=foo"], "'auto', 'identity' or a Geometry"),
         (["scoring.layers=nosuch"], "layers"),
         (["optimizer=sgd", "optimizer._target_=torch.optim.RMSprop"], "no geometry is known for the optimizer RMSprop"),

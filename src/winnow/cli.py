@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 BAD_USAGE = 2
 INTERRUPTED = 130  # what shells use for it
+CLASS = "selector._target_"
 
 
 def main(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) -> None:
@@ -36,6 +37,9 @@ def main(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
     Raises:
         SystemExit: with code 2 after the message, 130 after an interrupt, 1 where the task fails.
     """
+    sys.argv[1:] = implied(sys.argv[1:])
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a selector of the user's own is looked for where they are
     if os.environ.get("HYDRA_FULL_ERROR") != "1":
         problems = check(sys.argv[1:], config_dir, config_name)
         if problems:
@@ -46,6 +50,25 @@ def main(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
         hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name=config_name)(task)()
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+
+
+def implied(arguments: Sequence[str]) -> list[str]:
+    """The command line with what it implies: ``selector._target_=CLASS`` alone means ``selector=custom``.
+
+    Otherwise CLASS would be given the arguments of whatever method is the default.
+
+    Args:
+        arguments: the command line after the program's name.
+
+    Returns:
+        The same, with ``selector=custom`` before the class where neither a selector nor a baseline is chosen.
+    """
+    # The words "selector" and "baseline" also follow flags, as in --package selector.
+    keys = [_prefix(argument).lstrip("+~") if "=" in argument else "" for argument in arguments]
+    if CLASS not in keys or {"selector", "baseline"} & set(keys):
+        return list(arguments)
+    at = keys.index(CLASS)
+    return [*arguments[:at], "selector=custom", *arguments[at:]]
 
 
 def check(arguments: Sequence[str], config_dir: Path, config_name: str) -> list[str]:

@@ -35,7 +35,7 @@ from winnow.module import SelectionModule
 from winnow.offline.files import SPENT, preparation
 from winnow.provenance import Status, anonymous, provenance, write_json
 from winnow.report.summary import print_summary
-from winnow.selectors.base import check_filter_size
+from winnow.selectors.base import Selector, check_filter_size
 from winnow.tables import TABLES
 
 log = logging.getLogger(__name__)
@@ -101,8 +101,8 @@ def check(cfg: DictConfig) -> None:
         cfg: the composed configuration.
 
     Raises:
-        ValueError: a key without a default has no value, or ``baseline=`` names one method and
-            ``selector=`` another.
+        ValueError: a key without a default has no value, ``baseline=`` names one method and ``selector=``
+            another, or ``selector._target_=`` gives a class beside either.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -113,6 +113,12 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(
             f"baseline={baseline} and selector={selector} contradict each other: give one of them "
             f"(selector={baseline} is what baseline={baseline} sets)"
+        )
+    if selector not in (None, "custom") and any(line.lstrip("+").startswith("selector._target_=") for line in _given()):
+        raise ValueError(
+            f"selector._target_={cfg.selector._target_} and {'baseline' if baseline else 'selector'}={selector} "
+            f"contradict each other: leave out the latter, and give your class its arguments with "
+            "+selector.<argument>=<value>"
         )
 
 
@@ -171,6 +177,11 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
         parts.data = SelectionDataModule(parts.corpus, parts.language.tokenizer, seed=cfg.seed, **options)
     parts.preparation = preparation(_prepared(cfg))
     selector = build(cfg.selector)
+    if not isinstance(selector, Selector):
+        raise BuildError(
+            f"selector._target_={cfg.selector._target_} is no selector: it needs a property `needs` and "
+            "`__call__(signals, generator)`; see winnow.selectors.base.Selector"
+        )
     if hasattr(selector, "filter_size"):
         check_filter_size(selector.filter_size, parts.data.steps.pool_size)
     if parts.data.steps.turns is not None and len(parts.corpus.targets) > 1:
@@ -309,7 +320,9 @@ def _logger(cfg: DictConfig) -> Logger | None:
     if not cfg.get("logger"):
         return None
     choices = _choices()
-    tags = [choices.get("selector", cfg.name), choices.get("data", ""), choices.get("model", ""), *cfg.tags]
+    selector = choices.get("selector", cfg.name)
+    method = cfg.selector._target_ if selector == "custom" else selector
+    tags = [method, choices.get("data", ""), choices.get("model", ""), *cfg.tags]
     logger: Logger = build(cfg.logger, tags=[tag for tag in dict.fromkeys(tags) if tag])
     return logger
 
@@ -318,6 +331,11 @@ def _choices() -> dict[str, str]:
     """What was chosen from each group; empty outside the command line."""
     found = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     return {str(group): str(choice) for group, choice in found.items() if choice and not str(group).startswith("hydra")}
+
+
+def _given() -> list[str]:
+    """The overrides this run was started with; empty outside the command line."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def _close(parts: Parts, failed: bool) -> None:
