@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -46,6 +47,7 @@ def main(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
             sys.stderr.write("\n\n".join(problems) + "\n")
             raise SystemExit(BAD_USAGE)
     _name_root(config_dir)
+    os.environ["WINNOW_SWEEP"] = sweep_name(sys.argv[1:])
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name=config_name)(task)()
     except KeyboardInterrupt:
@@ -69,6 +71,23 @@ def implied(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     at = keys.index(CLASS)
     return [*arguments[:at], "selector=custom", *arguments[at:]]
+
+
+def sweep_name(arguments: Sequence[str]) -> str:
+    """Name of a sweep's folder: the same command has the same one, so that it goes on with what is there.
+
+    Args:
+        arguments: the command line after the program's name.
+
+    Returns:
+        The file of sweeps/, and a digest of the other options, where there are any; how jobs are launched and
+        what else Hydra itself is told is not among them.
+    """
+    options = [one for one in arguments if one not in ("-m", "--multirun") and not one.lstrip("+~").startswith("hydra")]
+    names = [one.removeprefix("sweeps=") for one in options if one.startswith("sweeps=")]
+    rest = [one for one in options if not one.startswith("sweeps=")]
+    digest = [hashlib.sha256("\n".join(rest).encode()).hexdigest()[:8]] if rest else []
+    return "-".join([*(names or ["sweep"]), *digest])
 
 
 def check(arguments: Sequence[str], config_dir: Path, config_name: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from typing import Any
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
@@ -28,6 +28,7 @@ from winnow.allocator import keep_freed_memory
 from winnow.callbacks import AtomicCheckpointIO, Records
 from winnow.data import Corpus, SelectionDataModule
 from winnow.evaluation import evaluate
+from winnow.folder import claim, earlier_job, occupied
 from winnow.instantiate import BuildError, blaming, build, build_all, plain
 from winnow.ledger import composition
 from winnow.models import LanguageModel
@@ -59,6 +60,9 @@ class Parts:
 def run(cfg: DictConfig) -> float | None:
     """Run one configuration to its end, leaving its records in ``cfg.out``.
 
+    A job of a sweep that finished there earlier is skipped, and one that was broken off goes on from its last
+    checkpoint, or begins afresh where there is none.
+
     Args:
         cfg: the composed configuration (conf/train.yaml).
 
@@ -68,12 +72,22 @@ def run(cfg: DictConfig) -> float | None:
     Raises:
         BuildError: the configuration asks for something that cannot be built, or for a folder in use.
     """
-    folder = Path(cfg.out)
-    _claim(folder, cfg.ckpt_path)
     if not torch.cuda.is_available():
         keep_freed_memory()
-    write_json(folder / "config.json", anonymous(plain(cfg)))
-    write_json(folder / "provenance.json", provenance())
+    folder, config = Path(cfg.out), anonymous(plain(cfg))
+    with occupied(folder):
+        earlier = earlier_job(folder, config) if _in_sweep() else claim(folder, cfg.ckpt_path)
+        if isinstance(earlier, dict):
+            return _objective(earlier)
+        if earlier is not None:
+            cfg = OmegaConf.merge(cfg, {"ckpt_path": earlier})
+        write_json(folder / "config.json", config)
+        write_json(folder / "provenance.json", provenance())
+        return _objective(_recorded(cfg, folder))
+
+
+def _recorded(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """The run's summary; how it ended is in its status and in its logger."""
     status, parts = Status(folder), Parts()
     with left_as_found():
         try:
@@ -90,6 +104,10 @@ def run(cfg: DictConfig) -> float | None:
             raise
         status.finished()
         _close(parts, failed=False)
+    return summary
+
+
+def _objective(summary: dict[str, Any]) -> float | None:
     nll = [value for name, value in summary["after"].items() if name.endswith("/nll")]
     return sum(nll) / len(nll) if nll else None
 
@@ -120,22 +138,6 @@ def check(cfg: DictConfig) -> None:
             f"contradict each other: leave out the latter, and give your class its arguments with "
             "+selector.<argument>=<value>"
         )
-
-
-def _claim(folder: Path, ckpt_path: str | None) -> None:
-    """Make the run's folder, unless another run is in it: their records would mix."""
-    if ckpt_path and Path(ckpt_path).resolve().is_relative_to(folder.resolve()):
-        return
-    used = [name for name in ("metrics.csv", "ledger", "ledger.parquet", "summary.json") if (folder / name).exists()]
-    status = folder / "status.json"
-    if status.exists() and json.loads(status.read_text(encoding="utf-8"))["state"] == "running":
-        used.append("status.json (running)")
-    if used:
-        raise BuildError(
-            f"{folder} holds a run already ({', '.join(used)}): choose another folder with hydra.run.dir=FOLDER, "
-            "delete that one, or resume it with ckpt_path="
-        )
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -336,6 +338,10 @@ def _choices() -> dict[str, str]:
 def _given() -> list[str]:
     """The overrides this run was started with; empty outside the command line."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _close(parts: Parts, failed: bool) -> None:

@@ -1,7 +1,7 @@
 """Compare runs: a table in the terminal, a plot, JSON.
 
 python -m winnow.report outputs/demo/filter_weight outputs/demo/random --out compare.png
-python -m winnow.report outputs/multirun/<time>/* --control random --json compare.json
+python -m winnow.report outputs/multirun/<sweep>/* --control random --json compare.json
 """
 
 from __future__ import annotations
