@@ -107,7 +107,8 @@ class SelectionModule(lightning.LightningModule):
         if self.trainer.world_size > 1:
             raise ValueError(
                 f"{self.trainer.world_size} processes: selection over a pool split among processes is not "
-                "implemented; use trainer.devices=1"
+                "implemented; use trainer.devices=1, and for several devices several jobs at a time: -m with "
+                "hydra/launcher=joblib or submitit_local, a process per job"
             )
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
