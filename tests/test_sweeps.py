@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from tests.commands import SMALL, SWEEPS, axes, command_line, commands, compose, save_base
+from tests.commands import SMALL, SWEEPS, axes, command_line, commands, compose, configured, save_base
 from winnow.run import run
 
 FILES = sorted(SWEEPS.glob("*.yaml"))
@@ -37,6 +37,29 @@ def test_every_value_of_an_axis_composes(path: Path) -> None:
     for key, values in found.items():
         for value in values if key != "seed" else values[:1]:
             compose(f"sweeps={path.stem}", *(f"{name}={one}" for name, one in {**firsts, key: value}.items()))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_its_first_two_jobs_run(path: Path) -> None:
+    save_base()
+    found = axes(compose(f"sweeps={path.stem}"))
+    assert list(found)[-1] == "seed", "the last axis is the one that moves first"
+    jobs = [{**{key: values[0] for key, values in found.items()}, "seed": seed} for seed in found["seed"][:2]]
+    for number, job in enumerate(jobs):
+        quick = (
+            "trainer.max_steps=2",
+            "callbacks.last=null",
+            "callbacks.best=null",
+            "export=false",
+            "scoring.verify=false",
+        )
+        given = [f"{key}={value}" for key, value in job.items()]
+        with configured(f"sweeps={path.stem}", *SMALL, *quick, *given, out=str(number)) as cfg:
+            assert run(cfg) is not None
+        summary = json.loads((Path(str(number)) / "summary.json").read_text())
+        assert summary["budget"]["updates"] == 2 and summary["seed"] == int(job["seed"])
+    first, second = ((Path(str(number)) / "metrics.csv").read_text() for number in range(2))
+    assert first != second
 
 
 def test_a_sweep_is_found_from_another_folder_and_can_be_narrowed(monkeypatch: pytest.MonkeyPatch) -> None:
