@@ -165,6 +165,10 @@ def test_the_process_is_left_as_it_was_and_dropout_is_on_in_training() -> None:
         (["scoring.geometry=foo"], "'auto', 'identity' or a Geometry"),
         (["scoring.layers=nosuch"], "layers"),
         (["optimizer=sgd", "optimizer._target_=torch.optim.RMSprop"], "no geometry is known for the optimizer RMSprop"),
+        (
+            ["baseline=less", "optimizer=sgd", "optimizer._target_=torch.optim.RMSprop"],
+            "no geometry is known for the optimizer RMSprop",
+        ),
         (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
         (["optimizer.betas=1"], "optimizer: "),
         (["clip_norm=-1.0"], "clip_norm must be > 0"),
@@ -189,6 +193,13 @@ def test_what_cannot_be_built_is_refused_before_anything_is_measured(
         go(*overrides)
     status = read("status.json")
     assert status["state"] == "failed" and status["error"].startswith("BuildError: ")
+
+
+@pytest.mark.parametrize("method", ["random", "max_loss", "tracin"])
+def test_an_optimizer_of_unknown_geometry_trains_with_what_asks_nothing_of_it(method: str) -> None:
+    save_base()
+    go(f"baseline={method}", "optimizer=sgd", "optimizer._target_=torch.optim.RMSprop", "trainer.max_steps=2")
+    assert read("summary.json")["budget"]["updates"] == 2
 
 
 def test_weights_alone_are_no_place_to_resume_from(finished: tuple[Path, float | None]) -> None:

@@ -89,6 +89,7 @@ class SelectionModule(lightning.LightningModule):
         trained = [(name, held) for name, held in self.model.named_parameters() if held.requires_grad]
         built = optimizer(trained if wants_names(optimizer) else [held for _, held in trained])
         self._scorer = scorer(self.model, built)
+        self._scorer.check(self.selector.needs)
         if self._scorer_state is not None:
             self._scorer.load_state_dict(self._scorer_state)
         return built if scheduler is None else ([built], [scheduler(built)])

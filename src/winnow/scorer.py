@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from winnow.batches import target_shares
 from winnow.forward import forward_signals
-from winnow.geometry import Geometry, geometry_of
+from winnow.geometry import Geometry, IdentityGeometry, UnknownOptimizer, geometry_of
 from winnow.gradients.capture import CaptureError
 from winnow.gradients.curvature import pool_curvature
 from winnow.gradients.kept import KeptFactors
@@ -76,7 +76,7 @@ class Scorer:
             with columns ``id`` and ``loss`` (.parquet, .csv, .jsonl).
 
     Raises:
-        ValueError: an argument is out of range, ``layers`` matches nothing, or the optimizer is unknown.
+        ValueError: an argument is out of range, or ``layers`` matches nothing.
     """
 
     def __init__(
@@ -112,7 +112,12 @@ class Scorer:
             )
         self.model = model
         self.layers = layers
-        self.geometry = geometry_of(optimizer, geometry, first_step)
+        self._unknown: UnknownOptimizer | None = None
+        self.geometry: Geometry = IdentityGeometry()  # what P^0 is under any optimizer
+        try:
+            self.geometry = geometry_of(optimizer, geometry, first_step)
+        except UnknownOptimizer as error:
+            self._unknown = error
         self.parameters = choose_parameters(model, layers)
         self.target = TargetGradient(target_ema, every, keep=on_target_nan == "reuse")
         self.on_target_nan, self.reduction, self.pool_micro_batch = on_target_nan, reduction, pool_micro_batch
@@ -166,11 +171,12 @@ class Scorer:
 
         Raises:
             TargetNotFinite: see ``on_target_nan``.
+            UnknownOptimizer: see :meth:`check`.
             ValueError: a target is due and not given, or has no response token; or something that ``needs`` names
                 is not there, or not to be had with ``mode`` or ``pool_micro_batch``.
         """
         tokens = response_tokens(pool)
-        self._pass.check(needs)
+        self.check(needs)
         self._pass.target_loss, self.target_reused, self._kept = None, False, None
         missing = [name for name in needs.meta if meta is None or name not in meta]
         if missing:
@@ -192,6 +198,20 @@ class Scorer:
                     self.model, pool, target, needs, target_weight, tokens, self.reduction, self.pool_micro_batch
                 )
         return replace(found, **extra)
+
+    def check(self, needs: Needs) -> None:
+        """Refuse before any pool is scored what could not be computed.
+
+        Args:
+            needs: what a selector needs.
+
+        Raises:
+            UnknownOptimizer: P or the momentum of an optimizer whose geometry is unknown.
+            ValueError: something that is not to be had with ``mode`` or ``pool_micro_batch``.
+        """
+        if self._unknown is not None and needs.geometry:
+            raise self._unknown
+        self._pass.check(needs)
 
     @property
     def holds_update(self) -> bool:

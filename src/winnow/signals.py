@@ -88,6 +88,11 @@ class Needs:
         return self.hidden is not None or self.nuclear
 
     @property
+    def geometry(self) -> bool:
+        """Whether anything is asked of the optimizer: its P, or its momentum."""
+        return self.momentum or any((self.alignment, self.gram, self.norms))
+
+    @property
     def backward(self) -> bool:
         """Whether per-example gradients are needed at all; False never pays for a backward."""
         return any(power is not None for power in (self.alignment, self.gram, self.norms))

@@ -26,10 +26,15 @@ __all__ = [
     "Preconditioner",
     "RankOne",
     "StateGeometry",
+    "UnknownOptimizer",
     "geometry_of",
 ]
 
 _MUON: tuple[type, ...] = (torch.optim.Muon,) if hasattr(torch.optim, "Muon") else ()
+
+
+class UnknownOptimizer(ValueError):
+    """An optimizer whose geometry is unknown or does not exist: it can train, and P cannot be asked of it."""
 
 
 def geometry_of(optimizer: Any, geometry: str | Geometry = "auto", first_step: str = "pool") -> Geometry:
@@ -44,7 +49,8 @@ def geometry_of(optimizer: Any, geometry: str | Geometry = "auto", first_step: s
         The geometry.
 
     Raises:
-        ValueError: the optimizer's geometry is unknown or does not exist, or ``geometry`` is another word.
+        UnknownOptimizer: the optimizer's geometry is unknown or does not exist.
+        ValueError: ``geometry`` is another word.
     """
     if not isinstance(geometry, str):
         return geometry
@@ -78,12 +84,12 @@ def _rule(optimizer: Any) -> Rule:
         return MuonRule()
     name = type(optimizer).__name__
     if "lion" in name.lower():
-        raise ValueError(
+        raise UnknownOptimizer(
             f"{name} has no geometry: its update is the sign of the momentum, whose derivative in the gradient is zero "
             f"almost everywhere, so no preconditioner says how a candidate moves it; train with optimizer=adamw or "
             f"optimizer=muon, or score with plain gradients by scoring.geometry=identity"
         )
-    raise ValueError(
+    raise UnknownOptimizer(
         f"no geometry is known for the optimizer {name}: supported are Adam, AdamW, SGD, Adafactor and Muon of "
         f"torch.optim, winnow.optim.MuonWithAdamW, and Adam and AdamW of bitsandbytes; scoring.geometry=identity "
         f"scores with plain gradients instead"
