@@ -97,6 +97,13 @@ def test_it_trains_the_default_model_at_its_budget(name: str, shared: Path, tmp_
     assert budget["examples_target"] == (2 * STEPS if needs.target else 0)
 
 
+def test_opus_takes_the_updates_of_muon(tmp_path: Path) -> None:
+    go("baseline=opus", "optimizer=muon", f"selector.filter_size={KEPT}", "callbacks.last=null", out=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["budget"]["examples_trained"] == STEPS * KEPT
+    before, after = weights(tiny_path()), weights(tmp_path / "run" / "model")
+    assert all(not torch.equal(value, before[key]) for key, value in after.items())
+
+
 def test_the_methods_with_a_state_are_those_known() -> None:
     assert STATEFUL == ["oracle", "replay", "selective_backprop", "uds"]
 

@@ -21,6 +21,7 @@ from winnow.gradients.outer_product import OuterProduct
 from winnow.gradients.transform import multiply_left, multiply_right, scale_sides, times
 from winnow.optim import MuonWithAdamW, wants_names
 from winnow.scorer import Scorer
+from winnow.selectors import Opus
 from winnow.signals import Needs
 
 SHAPES = ((5, 3), (3, 6), (4,))
@@ -385,3 +386,6 @@ def test_products_of_a_model_against_slow_gradients(kind: str) -> None:
         assert signals.gram is not None and relative(signals.gram, g @ raised @ g.T) < 1e-9
         assert signals.alignment is not None and relative(signals.alignment, g @ raised @ t) < 1e-9
         assert signals.norms is not None and relative(signals.norms, (g @ matrix).norm(dim=1)) < 1e-9
+    sketched = scorer(pool, target, Opus(sketch=2**22).needs)  # so wide that no two coordinates meet
+    assert sketched.gram is not None and relative(sketched.gram, g @ matrix @ matrix @ g.T) < 1e-9
+    assert sketched.alignment is not None and relative(sketched.alignment, g @ matrix @ t) < 1e-9

@@ -35,7 +35,8 @@ class Opus:
     Departures: by default calibrated and standardised: at the raw scale of fine-tuning the draw is uniform at every
         temperature near one, and the second term is inert. The target batch is the task's, in place of a proxy
         drawn from the pre-training stream. Sketches are of exact per-example updates, layer by layer. P is the
-        optimizer's as winnow.geometry knows it (AdamW; SGD is P = I); Muon is refused there until it is known.
+        optimizer's as winnow.geometry knows it: the paper's two, AdamW and Muon (Newton-Schulz frozen at the
+        momentum, AdamW for the parameters that optimizer=muon leaves to it), and others; SGD is P = I.
     """
 
     filter_size: int = 4
