@@ -59,6 +59,8 @@ def test_a_printed_command_composes(command: str) -> None:
     config, words = ("score", words[3:]) if " -m " in program else ("train", words[2:])
     if words == ["--help"]:
         pytest.skip("tested as a process")
+    for launcher in re.findall(r"hydra/launcher=([a-z]+)", command):
+        pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
     assert check(words, ROOT / "conf", config) == []
 
 

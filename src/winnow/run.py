@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import signal
@@ -76,11 +77,15 @@ def run(cfg: DictConfig) -> float | None:
         keep_freed_memory()
     folder, config = Path(cfg.out), anonymous(plain(cfg))
     with occupied(folder):
-        earlier = earlier_job(folder, config) if _in_sweep() else claim(folder, cfg.ckpt_path)
-        if isinstance(earlier, dict):
-            return _objective(earlier)
-        if earlier is not None:
-            cfg = OmegaConf.merge(cfg, {"ckpt_path": earlier})
+        if not _in_sweep():
+            claim(folder, cfg.ckpt_path)
+        else:
+            earlier = earlier_job(folder, config)
+            if isinstance(earlier, dict):
+                return _objective(earlier)
+            if earlier is not None:
+                cfg = copy.deepcopy(cfg)
+                cfg.ckpt_path = earlier
         write_json(folder / "config.json", config)
         write_json(folder / "provenance.json", provenance())
         return _objective(_recorded(cfg, folder))
