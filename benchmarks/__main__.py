@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from benchmarks import context, costs
-from benchmarks.cases import Bench, Case, Size, cases
-from benchmarks.measure import choosing, machine, peak, spread, timed
+from benchmarks.cases import Bench, Case, Size, cases, gpu_cases
+from benchmarks.measure import choosing, fidelity, machine, peak, spread, timed
 from winnow.allocator import keep_freed_memory
 
 
@@ -33,6 +33,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--costs", action="store_true", help="the cost model of mode auto against the clock")
     parser.add_argument("--context", type=Path, metavar="PNG", help="T from 256 to 4096, plotted")
+    parser.add_argument("--gpu", action="store_true", help="a 0.5 B model in bfloat16 on a GPU, with tokens per second")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="of the model: float32 or bfloat16")
     parser.add_argument("--hidden", type=int, help="width of the model")
@@ -44,6 +45,8 @@ def main() -> None:
     """Measure and print."""
     options = arguments()
     size = Size(hidden=192, layers=3, vocab=2048) if options.quick else Size()
+    if options.gpu:
+        size, options.device, options.dtype = Size(hidden=1536, layers=16, vocab=32000), "cuda", "bfloat16"
     size = Size(options.hidden or size.hidden, options.layers or size.layers, size.vocab)
     kept = keep_freed_memory()  # as train.py does
     if options.costs:
@@ -51,7 +54,7 @@ def main() -> None:
         return
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     rounds = options.rounds or (3 if options.quick else 5)
-    listed = context.cases() if options.context else cases(options.quick)
+    listed = context.cases() if options.context else gpu_cases() if options.gpu else cases(options.quick)
     chosen = [case for case in listed if (options.profile or options.only) in case.name]
     if options.profile:
         for case in chosen:
@@ -66,8 +69,9 @@ def main() -> None:
         bench = Bench(case, size, device, dtype)
         found = timed(bench, rounds, device)
         memory = None if options.no_memory else peak(bench, device)
+        sketched = fidelity(bench) if not options.gpu else None
         del bench
-        report["cases"].append({**asdict(case), "floor": case.floor, **found, "peak_mib": memory})
+        report["cases"].append({**asdict(case), "floor": case.floor, **found, "peak_mib": memory, "sketch": sketched})
         medians = {name: spread(values)["median"] for name, values in found["seconds"].items()}
         steps[case.name] = medians["select"]
         ratio = found["ratio"]
@@ -77,9 +81,21 @@ def main() -> None:
             f"{_number(memory and memory['ratio']):>8}",
             flush=True,
         )
+        if options.gpu:
+            peaks = "" if memory is None else f", peak {memory['plain']:.0f} and {memory['select']:.0f} MiB"
+            print(
+                f"    {found['tokens_per_second']:.0f} tokens/s, {found['choosing_share']:.0%} of it choosing{peaks}",
+                flush=True,
+            )
+        if sketched is not None:
+            print(
+                f"    rank correlation of b with the exact {sketched['rank_of_b']:.2f}, "
+                f"error of K {sketched['error_of_k']:.0%}",
+                flush=True,
+            )
     if options.context:
         context.plot(report["cases"], options.context)
-    elif not options.only:
+    elif not options.only and not options.gpu:
         _choosing(report, rounds, steps)
     report["load_after"] = machine(device)["load"]
     if options.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from winnow.gradients.in_pieces import pieces
 from winnow.losses import example_losses
 from winnow.scorer import Scorer
 from winnow.selectors import FilterWeight, MaxLoss
@@ -49,6 +51,7 @@ class Case:
         match: of the selector.
         forward_only: selects by loss and updates by a second pass.
         brute: scores by a backward per example, with no update, in place of selecting.
+        micro: examples that go through the model at a time, on both sides; None for all.
         scoring: options of the scorer.
     """
 
@@ -63,6 +66,7 @@ class Case:
     match: str = "metric"
     forward_only: bool = False
     brute: bool = False
+    micro: int | None = None
     scoring: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -108,6 +112,26 @@ def cases(quick: bool) -> list[Case]:
     return [Case(**{**case.__dict__, "bar": None, **(few if case.tokens < 1000 else {"tokens": 512})}) for case in full]
 
 
+def gpu_cases() -> list[Case]:
+    """What a GPU is asked: B=32, M=8, k=8 at T=512, and at T=4096 a few examples at a time.
+
+    Returns:
+        The cases.
+    """
+    wide: dict[str, Any] = {"pool": 32, "target": 8, "keep": 8, "tokens": 512}
+    long: dict[str, Any] = {**wide, "tokens": 4096, "micro": 4}
+    sketch: dict[str, Any] = {"match": "target", "scoring": {"mode": "sketch"}}
+    return [
+        Case("full, exact, AdamW", **wide),
+        Case("full, sketched, Adafactor", optimizer="adafactor", scoring={"mode": "sketch"}, **wide),
+        Case("full, sketched, AdamW, match=target", **sketch, **wide),
+        Case("LoRA r=8, exact, AdamW", lora=8, **wide),
+        Case("max_loss, two passes", forward_only=True, **wide),
+        Case("full, sketched, AdamW, match=target, T=4096", **sketch, **long),
+        Case("LoRA r=8, exact, AdamW, T=4096", lora=8, **long),
+    ]
+
+
 class Bench:
     """A case's model, optimizer and batches, and the two sides to time.
 
@@ -150,8 +174,10 @@ class Bench:
         self.whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
         self.pool = {key: value[: case.pool] for key, value in self.whole.items()}
         self.target = {key: value[case.pool :] for key, value in self.whole.items()}
-        update = "two_pass" if case.forward_only else "one_pass"
-        self.scorer = Scorer(self.model, self.optimizer, update=update, **case.scoring)
+        update = "two_pass" if case.forward_only or case.micro else "one_pass"
+        self.scorer = Scorer(self.model, self.optimizer, update=update, pool_micro_batch=case.micro, **case.scoring)
+        self.chosen_at = 0.0
+        """When the last :meth:`select` had made its choice, by ``perf_counter``."""
         self.selector: Any = (
             MaxLoss(filter_size=case.keep)
             if case.forward_only
@@ -161,7 +187,8 @@ class Bench:
 
     def plain(self) -> None:
         """Forward, backward and step over pool and target: the same losses, the same attention."""
-        example_losses(self.model, self.whole).mean().backward()
+        for _, few in pieces(self.whole, self.case.micro):
+            (example_losses(self.model, few).sum() / len(self.whole["labels"])).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -172,10 +199,13 @@ class Bench:
             return
         signals = self.scorer(self.pool, self.target, self.selector.needs)
         selection = self.selector(signals, self.generator)
+        if self.pool["labels"].is_cuda:
+            torch.cuda.synchronize()
+        self.chosen_at = perf_counter()
         if self.scorer.holds_update:
             self.scorer.assign_update(selection)
         else:
-            weighted_backward(self.model, self.pool, selection)
+            weighted_backward(self.model, self.pool, selection, micro_batch=self.case.micro)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

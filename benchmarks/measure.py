@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 import transformers
+from scipy.stats import spearmanr
 
 from benchmarks.cases import Bench, sides
+from winnow.scorer import Scorer
 from winnow.selectors import FilterWeight
 from winnow.signals import Signals
 from winnow.version import __version__
@@ -39,9 +41,10 @@ def timed(bench: Bench, rounds: int, device: torch.device) -> dict[str, Any]:
         device: where it runs.
 
     Returns:
-        Seconds by side, and (minimum, median, maximum) of the ratio of each round.
+        Seconds by side and of the choosing in ``select``, (minimum, median, maximum) of the ratio of each round, and
+        tokens of pool and target per second of ``select``.
     """
-    seconds: dict[str, list[float]] = {"plain": [], "select": []}
+    seconds: dict[str, list[float]] = {"plain": [], "select": [], "choosing": []}
     for number in range(rounds + 1):
         order = list(sides(bench).items())
         for name, run in reversed(order) if number % 2 else order:
@@ -51,8 +54,33 @@ def timed(bench: Bench, rounds: int, device: torch.device) -> dict[str, Any]:
             synchronise(device)
             if number:
                 seconds[name].append(perf_counter() - start)
+            if number and name == "select":
+                seconds["choosing"].append(max(0.0, bench.chosen_at - start))
     ratios = [select / plain for select, plain in zip(seconds["select"], seconds["plain"], strict=True)]
-    return {"seconds": seconds, "ratio": spread(ratios)}
+    tokens = bench.whole["input_ids"].numel()
+    return {
+        "seconds": seconds,
+        "ratio": spread(ratios),
+        "tokens_per_second": tokens / statistics.median(seconds["select"]),
+        "choosing_share": statistics.median(seconds["choosing"]) / statistics.median(seconds["select"]),
+    }
+
+
+def fidelity(bench: Bench) -> dict[str, float] | None:
+    """How far K and b of sketches are from the exact ones, at the state of the model and the optimizer.
+
+    Args:
+        bench: a case after a few steps.
+
+    Returns:
+        Spearman's rank correlation of b, and the relative error of K in Frobenius norm; None where nothing is sketched.
+    """
+    if bench.case.scoring.get("mode") != "sketch":
+        return None
+    exact = Scorer(bench.model, bench.optimizer, pool_micro_batch=bench.case.micro)
+    found, truth = (one(bench.pool, bench.target, bench.selector.needs) for one in (bench.scorer, exact))
+    rank = spearmanr(found.alignment.cpu(), truth.alignment.cpu()).statistic
+    return {"rank_of_b": float(rank), "error_of_k": float((found.gram - truth.gram).norm() / truth.gram.norm())}
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks.cases import Bench, Case, Size, cases
-from benchmarks.measure import choosing, peak, timed
+from benchmarks import context, costs
+from benchmarks.cases import Bench, Case, Size, cases, gpu_cases
+from benchmarks.measure import choosing, fidelity, peak, timed
 from tests.reference import relative
 from winnow.losses import example_losses
 
@@ -18,10 +19,14 @@ TINY, CPU = Size(hidden=64, layers=1, vocab=50), torch.device("cpu")
 
 
 def tiny(case: Case) -> Case:
-    return dataclasses.replace(case, pool=3, target=2, keep=2, tokens=6)
+    return dataclasses.replace(case, pool=3, target=2, keep=2, tokens=6, micro=case.micro and 2)
 
 
-@pytest.mark.parametrize("case", cases(quick=False), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [*cases(quick=False), *(case for case in gpu_cases() if case.micro), context.cases()[0]],
+    ids=lambda case: case.name,
+)
 def test_every_case_steps_on_both_sides(case: Case) -> None:
     bench = Bench(tiny(case), TINY, CPU, torch.float32)
     bench.plain()
@@ -43,6 +48,38 @@ def test_the_one_pass_side_makes_the_update_that_plain_training_of_the_kept_woul
     (losses @ selection.weight.to(losses.dtype) / len(selection)).backward()
     for name, parameter in bench.model.named_parameters():
         assert parameter.grad is not None and relative(got[name], parameter.grad) < 1e-4  # HF norms work in float32
+
+
+def test_fidelity_is_that_of_the_sketch() -> None:
+    exact, sketched = (case for case in cases(quick=False)[:2])
+    assert fidelity(Bench(tiny(exact), TINY, CPU, torch.float32)) is None
+    for dim, perfect in ((1000, True), (2, False)):
+        bench = Bench(
+            dataclasses.replace(tiny(sketched), scoring={"mode": "sketch", "sketch_dim": dim}), TINY, CPU, torch.float32
+        )
+        bench.plain()
+        found = fidelity(bench)
+        assert found is not None and (found["error_of_k"] < 1e-4) == perfect
+        assert not perfect or found["rank_of_b"] == pytest.approx(1)
+
+
+def test_the_cost_model_is_held_to_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "SHAPES", [(4, 2, 64, 64), (4, 200, 16, 16)])
+    found = costs.measured(rounds=1)
+    assert all(row["form"] > 0 and row["ghost"] > 0 for row in found)
+    assert found[0]["expected"] < 1 < found[1]["expected"]
+    rows = [{**found[0], "form": 2.0, "ghost": 1.0}, {**found[1], "form": 2.0, "ghost": 1.0}]
+    assert costs.table(rows)[-1] == "the model takes the faster one in 1 of 2, and 50% more time in all"
+
+
+def test_long_contexts_are_plotted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"ratio": {"min": 0.9, "median": 1.0, "max": 1.1}, "peak_mib": {"ratio": 1.0}}
+    rows = [{**dataclasses.asdict(case), **row} for case in context.cases()]
+    assert {case.pool * case.tokens for case in context.cases()} == {context.POOL_TOKENS}
+    rows[4]["ratio"] = {"min": 1.0, "median": 1.2, "max": 1.3}
+    context.plot(rows, tmp_path / "plots" / "context.png")
+    assert (tmp_path / "plots" / "context.png").stat().st_size > 10_000
+    assert "full, exact, AdamW: the ratio at T=4096 is 1.20 of that at T=256" in capsys.readouterr().out
 
 
 def test_floors_are_those_of_the_design() -> None:
