@@ -89,8 +89,8 @@ def main() -> None:
             )
         if sketched is not None:
             print(
-                f"    rank correlation of b with the exact {sketched['rank_of_b']:.2f}, "
-                f"error of K {sketched['error_of_k']:.0%}",
+                f"    error of b {sketched['error_of_b']:.1%}, of K {sketched['error_of_k']:.1%}; "
+                f"rank correlation of b with the exact {sketched['rank_of_b']:.2f}",
                 flush=True,
             )
     if options.context:

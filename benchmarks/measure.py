@@ -73,14 +73,19 @@ def fidelity(bench: Bench) -> dict[str, float] | None:
         bench: a case after a few steps.
 
     Returns:
-        Spearman's rank correlation of b, and the relative error of K in Frobenius norm; None where nothing is sketched.
+        Relative errors of b and K in Frobenius norm, and Spearman's rank correlation of b, which asks more where candidates
+        hardly differ, as those of random tokens; None where nothing is sketched.
     """
     if bench.case.scoring.get("mode") != "sketch":
         return None
     exact = Scorer(bench.model, bench.optimizer, pool_micro_batch=bench.case.micro)
     found, truth = (one(bench.pool, bench.target, bench.selector.needs) for one in (bench.scorer, exact))
     rank = spearmanr(found.alignment.cpu(), truth.alignment.cpu()).statistic
-    return {"rank_of_b": float(rank), "error_of_k": float((found.gram - truth.gram).norm() / truth.gram.norm())}
+    errors = {
+        f"error_of_{letter}": float((got - true).norm() / true.norm())
+        for letter, got, true in (("b", found.alignment, truth.alignment), ("k", found.gram, truth.gram))
+    }
+    return {"rank_of_b": float(rank), **errors}
 
 
 def spread(values: list[float]) -> dict[str, float]:
