@@ -204,23 +204,3 @@ def test_a_compiled_model_has_the_same_scores() -> None:
     compiled(input_ids=pool["input_ids"])
     again = Scorer(compiled, optimizer)(pool, target, ALL)  # type: ignore[arg-type]
     assert plain.gram is not None and again.gram is not None and torch.equal(plain.gram, again.gram)
-
-
-@pytest.mark.parametrize("mode", ["autocast", "bf16"])
-def test_low_precision_is_close_and_products_are_float32(mode: str) -> None:
-    pool, target = ragged([17, 15, 19, 12]), ragged([16, 14], seed=1)
-    whole = build("llama").float()
-    reference = Scorer(whole, _fresh(whole))(pool, target, ALL)
-    model = build("llama").float()
-    if mode == "bf16":
-        model = model.bfloat16()
-    scorer = Scorer(model, _fresh(model))
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == "autocast"):
-        signals = scorer(pool, target, ALL)
-    assert signals.gram is not None and reference.gram is not None
-    assert signals.gram.dtype == torch.float32
-    assert relative(signals.gram, reference.gram) < 0.05
-
-
-def _fresh(model: nn.Module) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), lr=0.1)

@@ -23,6 +23,7 @@ from winnow.gradients.pool_pass import TASK, PoolPass, TargetNotFinite
 from winnow.gradients.products import Products
 from winnow.gradients.quiet import has_dropout, quiet
 from winnow.gradients.target import TargetGradient
+from winnow.gradients.trust import doubts
 from winnow.gradients.verify import GradientMismatch, verify_gradients
 from winnow.losses import Batch, example_losses, response_tokens
 from winnow.reference import ReferenceModel, ReferenceTable, load_reference
@@ -130,7 +131,7 @@ class Scorer:
         """Whether the last call took the stored target gradient because the new one was not finite."""
         self.reference = reference
         self._reference: ReferenceModel | ReferenceTable | None = None
-        self._unverified, self._undescribed = verify, True
+        self._unverified, self._undescribed, self._doubted = verify, True, False
         self._trainable = {name: held for name, held in model.named_parameters() if held.requires_grad}
         self._kept: KeptFactors | None = None
         self._refusal: str | None = None
@@ -326,6 +327,7 @@ class Scorer:
             run = pool["input_ids"].numel() + (target["input_ids"].numel() if due and target is not None else 0)
             log.info("scoring.layers=%s: %s", self.layers, self._pass.work.describe(self.model, run))
             self._undescribed = False
+        self._doubt((tokens > 0) & losses.isfinite(), products)
         if self._unverified and bool(valid.any()):
             rows = valid.nonzero().squeeze(1)[: min(VERIFIED_ROWS, self.pool_micro_batch or VERIFIED_ROWS)]
             self._verify({key: pool[key][rows] for key in ("input_ids", "attention_mask", "labels")})
@@ -353,6 +355,18 @@ class Scorer:
         if not bool(usable.any()):
             return {}
         return pool_curvature(self.model, self.parameters, pool, usable, target, weight, self.reduction)
+
+    def _doubt(self, finite_loss: Tensor, products: Products) -> None:
+        if self._doubted:
+            return
+        found = doubts(finite_loss, products.gram, products.alignment, products.target_square, products.precision)
+        if found is not None:
+            self._doubted = True
+            log.warning(
+                "the scores of this step are not to be trusted, and this is said once: %s. Score in higher precision "
+                "(trainer.precision=32-true), or look at the losses and at scoring.layers",
+                found,
+            )
 
     def _verify(self, few: Batch) -> None:
         if self._kept is not None:

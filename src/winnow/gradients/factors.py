@@ -106,9 +106,11 @@ class Scatter:
     ) -> Float[Tensor, "size width"]:
         """sum_i weight_i G_{index_i} by one scatter."""
         kept = self if index is None else self.examples(index)
-        values = kept.values * weight.to(self.dtype)[:, None, None]
+        # A frequent token is added to many times over: half precision would lose the later ones.
+        wide = torch.promote_types(self.dtype, torch.float32)
+        values = kept.values * weight.to(wide)[:, None, None]
         out = values.new_zeros(self.shape)
-        return out.index_add_(0, kept.tokens.flatten(), values.flatten(0, 1))
+        return out.index_add_(0, kept.tokens.flatten(), values.flatten(0, 1)).to(self.dtype)
 
     def inner(self, direction: Float[Tensor, "size width"]) -> Float[Tensor, " batch"]:
         """<G_i, V> by gathering the rows of V."""
@@ -165,7 +167,8 @@ class Dense:
     ) -> Float[Tensor, "*shape"]:
         """sum_i weight_i G_{index_i}."""
         values = self.values if index is None else self.values[index]
-        return torch.tensordot(weight.to(self.dtype), values, dims=1)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        return torch.tensordot(weight.to(wide), values.to(wide), dims=1).to(self.dtype)
 
     def inner(self, direction: Float[Tensor, "*shape"]) -> Float[Tensor, " batch"]:
         """<G_i, V>."""

@@ -71,11 +71,12 @@ class OuterProduct:
             return self._scale(out)
         if index is not None:
             left, right = left[index], right[index]
-        scale = weight.to(left.dtype)[:, None, None]
+        # The matmul adds in float32 whatever the factors are; the weights must not be rounded to theirs before.
+        scale = weight.to(torch.promote_types(left.dtype, torch.float32))[:, None, None]
         if left.shape[2] <= right.shape[2]:
-            left = left * scale
+            left = (left * scale).to(left.dtype)
         else:
-            right = right * scale
+            right = (right * scale).to(right.dtype)
         return self._scale(left.flatten(0, 1).T @ right.flatten(0, 1))
 
     def inner(self, direction: Float[Tensor, "rows columns"]) -> Float[Tensor, " batch"]:

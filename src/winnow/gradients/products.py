@@ -80,6 +80,9 @@ class Products:
         self.gram = None if needs.gram is None else zeros[:, None].repeat(1, size)
         # The diagonal of K serves when it is of the same power.
         self.squares = None if needs.norms is None or needs.norms == needs.gram else zeros.clone()
+        self.precision = dtype
+        self.target_square = None if self.alignment is None or self.gram is None else zeros.new_zeros(())
+        """tau^2 in the geometry of K, so that b_i^2 <= K_ii tau^2; NaN where K and b are taken of different forms."""
         self.task_alignment = zeros.repeat(tasks, 1) if needs.per_task else None
         self.task_squares = zeros.new_zeros(tasks) if needs.per_task else None
         self.curvature = zeros.clone() if needs.curvature else None
@@ -149,7 +152,10 @@ class Products:
             aligned = self._form(scaled, half, preconditioner, target) or aligned
         if not aligned:
             assert self.alignment is not None and needs.alignment is not None and target is not None
-            self.alignment[rows] += factor.inner(preconditioner.tensor(target.tensor(), float(needs.alignment)))
+            direction = preconditioner.tensor(target.tensor(), float(needs.alignment))
+            self.alignment[rows] += factor.inner(direction)
+            if not rows.start:  # once, however many pieces there are
+                self._bound(target.tensor(), direction)
         if self.squares is not None:
             assert needs.norms is not None
             scaled = preconditioner.factor(factor, needs.norms / 2)
@@ -168,6 +174,7 @@ class Products:
             pool, target = self._sketches[:-1], self._sketches[-1]
             self.gram = pool @ pool.T
             self.alignment = None if self.alignment is None else pool @ target
+            self.target_square = None if self.alignment is None else target @ target
         for name in list(self._stored):
             pieces = self._stored.pop(name)
             assert self.gram is not None
@@ -189,9 +196,21 @@ class Products:
         self._add_formed(scaled, direction)
         return direction is not None
 
+    def _bound(self, tau: Tensor, direction: Tensor) -> None:
+        """Add <tau, P^(2a-p) tau>, if tau and P^a tau give it, to the square that bounds b."""
+        if self.target_square is None:
+            return
+        assert self.needs.alignment is not None and self.needs.gram is not None
+        power = 2 * self.needs.alignment - self.needs.gram
+        sides = {0: (tau, tau), self.needs.alignment: (tau, direction), 2 * self.needs.alignment: (direction,) * 2}
+        found = sides.get(power)
+        self.target_square += torch.nan if found is None else found[0].flatten() @ found[1].flatten()
+
     def _add_formed(self, scaled: Factor, direction: Tensor | None) -> None:
         """Inner products of formed gradients, and with a direction if there is one."""
         assert self.gram is not None
+        if direction is not None and self.target_square is not None:
+            self.target_square += torch.linalg.vector_norm(direction).square()
         for rows in chunks(scaled, self.method.chunk_elements, every_row=False):
             block = scaled.rows(rows).flatten(1)
             self.gram.addmm_(block, block.T)
@@ -228,7 +247,8 @@ class Products:
         if self.alignment is None:
             return False
         assert target is not None and self.needs.alignment is not None
-        if not self._from_scaled(half):
+        known = self._from_scaled(half)
+        if not known:
             half, found = 0.0, sketch.factor(factor, self.method.chunk_elements)
         power = self.needs.alignment - half
         weighed = None if target.factor is None else preconditioner.factor(target.factor, power)
@@ -239,6 +259,8 @@ class Products:
         else:
             direction = sketch.tensor(preconditioner.tensor(target.tensor(), power).to(found.dtype))
         self.alignment.addmv_(found, direction)
+        if self.target_square is not None:
+            self.target_square += direction @ direction if known else torch.nan
         return True
 
     def _from_scaled(self, half: float) -> bool:
