@@ -177,30 +177,63 @@ def test_a_parameter_used_outside_its_module_is_found() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_gradient_checkpointing_gives_the_same_and_stays_active() -> None:
+@pytest.mark.parametrize("reentrant", [False, True], ids=["non_reentrant", "reentrant"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_gradient_checkpointing_gives_the_same_and_stays_active(lora: bool, reentrant: bool) -> None:
     with double():
-        model = build("llama", lora=True)  # lora_dropout: those modules alone leave training mode
+        model = build("llama", lora)  # lora_dropout: those modules alone leave training mode
         scorer = Scorer(model, warmed_up(model))
         pool, target = ragged([7, 5, 4]), ragged([6, 4], seed=1)
         plain = scorer(pool, target, ALL)
-        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
+        layers = [module for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
+        functions = [layer._gradient_checkpointing_func for layer in layers]
         calls = []
-        block = model.get_base_model().model.layers[0].input_layernorm  # type: ignore[operator,union-attr]
-        handle = block.register_forward_hook(lambda *_: calls.append(1))
+        base: Any = model.get_base_model() if lora else model  # type: ignore[operator]
+        handle = base.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
         again = scorer(pool, target, ALL)
         handle.remove()
     assert len(calls) == 2, "the block runs again in the backward"
+    assert layers and [layer._gradient_checkpointing_func for layer in layers] == functions
     assert plain.gram is not None and again.gram is not None
     assert torch.equal(plain.gram, again.gram)
     assert torch.equal(plain.alignment, again.alignment)  # type: ignore[arg-type]
 
 
-def test_a_compiled_model_has_the_same_scores() -> None:
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # torch.compile's own look at inputs
+@pytest.mark.parametrize("how", ["wrapped", "in_place", "blocks"])
+def test_a_compiled_model_has_the_same_scores_and_trains_compiled(how: str) -> None:
     model = build("llama").float()
     pool, target = ragged([7, 5, 4]), ragged([6, 4], seed=1)
     optimizer = warmed_up(model)
     plain = Scorer(model, optimizer)(pool, target, ALL)
-    compiled = torch.compile(model, backend="eager")
-    compiled(input_ids=pool["input_ids"])
-    again = Scorer(compiled, optimizer)(pool, target, ALL)  # type: ignore[arg-type]
-    assert plain.gram is not None and again.gram is not None and torch.equal(plain.gram, again.gram)
+    made, runs = [], []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        made.append(graph)
+
+        def run(*args: Any) -> Any:
+            runs.append(1)
+            return graph(*args)
+
+        return run
+
+    compiled: Any = model
+    if how == "wrapped":
+        compiled = torch.compile(model, backend=backend)
+    elif how == "in_place":
+        model.compile(backend=backend)
+    else:
+        for layer in model.model.layers:  # type: ignore[union-attr,operator]
+            layer.compile(backend=backend)
+    compiled(**pool)
+    before = len(made), len(runs)
+    assert before[1] > 0, "training runs compiled code"
+    signals = Scorer(compiled, optimizer, update="auto")(pool, target, ALL)
+    assert len(runs) == before[1], "scoring does not"
+    assert torch.equal(signals.gram, plain.gram)  # type: ignore[arg-type]
+    assert torch.equal(signals.alignment, plain.alignment)  # type: ignore[arg-type]
+    compiled(**pool)
+    assert (len(made), len(runs)) == (before[0], 2 * before[1]), "and training goes on as before, not compiled anew"

@@ -144,10 +144,20 @@ def test_a_candidate_with_nan_loss_is_invalid_alone() -> None:
         assert relative(signals.alignment[[0, 2]], clean.alignment[[0, 2]]) < 1e-12
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gpt_neox"])
-def test_padding_has_no_influence(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [
+        ("llama", "eager"),
+        ("gpt2", "eager"),
+        ("opt", "eager"),
+        ("gpt_neox", "eager"),
+        ("llama", "sdpa"),
+        ("gemma3", "sdpa"),
+    ],
+)
+def test_padding_has_no_influence(family: str, attention: str) -> None:
     """What stands under the padding changes no bit; more padding, on either side, changes only rounding."""
-    model = build(family)
+    model = build(family, attention=attention)
     scorer = Scorer(model, warmed_up(model))
     pool, target = ragged([7, 5, 4], pad=1), ragged([6, 4], seed=1, pad=1)
     first = scorer(pool, target, ALL)

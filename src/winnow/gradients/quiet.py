@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 _UNUSED = ("summary", "classifier")
 """Dropout options of heads that a causal language model does not have."""
@@ -19,7 +21,8 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
     Only what needs it leaves training mode, since gradient checkpointing is active in training mode
     alone: ``nn.Dropout`` modules, and the whole model if its config has functional dropout. A
-    compiled model runs as written, since its compiled code would not call the hooks.
+    compiled model runs as written, since its compiled code would not call the hooks. Reentrant
+    gradient checkpointing, which sees no hook's graph, becomes non-reentrant: the same numbers.
 
     Args:
         model: the model about to be scored.
@@ -29,7 +32,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
     """
     flags = [(module, module.training) for module in model.modules()]
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)), _uncompiled(model):
+    with torch.random.fork_rng(devices=list(devices)), _uncompiled(model), _not_reentrant(model):
         try:
             if functional_dropout(model):
                 model.eval()
@@ -48,6 +51,21 @@ def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
     ):
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def _not_reentrant(model: nn.Module) -> Iterator[None]:
+    held: list[tuple[nn.Module, Any]] = []
+    try:
+        for module in model.modules():
+            function = module.__dict__.get("_gradient_checkpointing_func")  # of Hugging Face's layers
+            if function is checkpoint or getattr(function, "keywords", {}).get("use_reentrant"):
+                held.append((module, function))
+                module.__dict__["_gradient_checkpointing_func"] = functools.partial(function, use_reentrant=False)
+        yield
+    finally:
+        for module, function in held:
+            module.__dict__["_gradient_checkpointing_func"] = function
 
 
 def has_dropout(model: nn.Module) -> bool:
