@@ -50,11 +50,17 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, ffn_dim=12,
         max_position_embeddings=32, word_embed_proj_dim=WIDTH, dropout=0.1, pad_token_id=1, do_layer_norm_before=True,
     ),
+    "mixtral": lambda: _untied(transformers.MixtralConfig, num_local_experts=4, num_experts_per_tok=2),
+    "qwen2_moe": lambda: _untied(
+        transformers.Qwen2MoeConfig, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=8,
+        shared_expert_intermediate_size=10, norm_topk_prob=True,
+    ),
 }  # fmt: skip
 
 LORA_TARGETS = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],
     "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h"],
+    "mixtral": ["q_proj", "k_proj", "v_proj", "o_proj"],
 }
 
 
@@ -64,6 +70,7 @@ def build(family: str, lora: bool = False, attention: str = "eager", seed: int =
         torch.manual_seed(seed)
         config = FAMILIES[family]()
         config._attn_implementation = attention
+        config._experts_implementation = "eager"  # the default of transformers, grouped_mm, has no float64
         model = transformers.AutoModelForCausalLM.from_config(config).double()
         for parameter in model.parameters():
             parameter.data += 0.2 * torch.randn_like(parameter)

@@ -160,13 +160,19 @@ def one_backward(model: nn.Module, batch: dict[str, Tensor], row: int, names: li
     return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, [held[name] for name in names])])
 
 
-def test_routed_tokens_are_refused_in_words() -> None:
+def test_routed_tokens_are_left_out_of_the_geometry_and_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
     model = toy(Routed())
-    scorer = Scorer(model, warmed_up(model))
+    pool, target, optimizer = ragged([7, 5, 4]), ragged([6], seed=1), warmed_up(model)
+    scorer = Scorer(model, optimizer, target_ema=0.5)
+    with caplog.at_level("WARNING", logger="winnow.scorer"):
+        for _ in range(2):
+            got = scorer(pool, target, ALL)
+    assert len(caplog.records) == 1 and "middle.expert" in caplog.text and "out of the geometry" in caplog.text
+    without = Scorer(model, optimizer, layers="embed|head", target_ema=0.5)
+    assert list(scorer.parameters) == list(without.parameters)
+    assert torch.equal(without(pool, target, ALL).gram, got.gram)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"middle\.expert.*scoring\.layers"):
-        scorer(ragged([7, 5, 4]), ragged([6], seed=1), ALL)
-    without = Scorer(model, warmed_up(model), layers="embed|head")
-    assert without(ragged([7, 5, 4]), ragged([6], seed=1), ALL).valid.all()
+        Scorer(model, optimizer, layers="expert")(pool, target, ALL)
 
 
 def test_a_parameter_used_outside_its_module_is_found() -> None:

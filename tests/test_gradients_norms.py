@@ -70,7 +70,7 @@ def test_gradients_of_the_weight(
     nn.init.normal_(module.weight)  # type: ignore[arg-type]
     x, grad = normal(4, 5, *heads, 16).to(dtype), normal(4, 5, *heads, 16, seed=1).to(dtype)
     x[1] *= 1e-3  # eps counts
-    call = Call((x,), {}, grad, frozenset(), frozenset({0}))
+    call = Call((x,), {}, (grad,), frozenset(), frozenset({0}))
     rule_for(module)(module, call, ["weight"])  # the first call of a class compares
     used: list[nn.Module] = []
     original = rules.generic
@@ -85,6 +85,6 @@ def test_gradients_of_the_weight(
 def test_a_norm_of_two_inputs_is_called_again() -> None:
     module = TwoInputsRMSNorm(16)
     x, gate, grad = normal(4, 5, 16), normal(4, 5, 16, seed=1), normal(4, 5, 16, seed=2)
-    call = Call((x, gate), {}, grad, frozenset(), frozenset({0, 1}))
+    call = Call((x, gate), {}, (grad,), frozenset(), frozenset({0, 1}))
     found = rule_for(module)(module, call, ["weight"])["weight"].rows(slice(None))
     torch.testing.assert_close(found, one_by_one(module, grad, x, gate), atol=1e-5, rtol=1e-5)

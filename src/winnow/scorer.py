@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -314,9 +315,10 @@ class Scorer:
             losses, products = self._pass(pool, None, None, needs, bend=bend, kept=self._kept)
         except CaptureError as error:
             self.target.discard()
-            if self._kept is None or self.update != "auto":
+            if self._kept is not None and self.update == "auto":
+                self._refuse(str(error))
+            elif self._kept is not None or not self._leave_out(error):
                 raise
-            self._refuse(str(error))
             return self._backward(pool, target, needs, target_weight, target_task, tokens)
         if due:
             self.target.commit()
@@ -355,6 +357,20 @@ class Scorer:
         if not bool(usable.any()):
             return {}
         return pool_curvature(self.model, self.parameters, pool, usable, target, weight, self.reduction)
+
+    def _leave_out(self, error: CaptureError) -> bool:
+        """Take what cannot be captured out of the geometry; False if that leaves nothing, or is nothing."""
+        # Of every layer and expert: which of them fail may change with the batch, what is compared must not.
+        roles = {re.sub(r"\d+", "#", name) for name in error.names}
+        left_out = [name for name in self.parameters if re.sub(r"\d+", "#", name) in roles]
+        if not left_out or len(left_out) == len(self.parameters):
+            return False
+        for name in left_out:
+            del self.parameters[name]
+        log.warning(
+            "%d parameters are left out of the geometry (%s, ...): %s", len(left_out), ", ".join(left_out[:2]), error
+        )
+        return True
 
     def _doubt(self, finite_loss: Tensor, products: Products) -> None:
         if self._doubted:

@@ -12,13 +12,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from winnow.gradients.factors import Factor, Sum
-from winnow.gradients.rules import Call, rule_for
+from winnow.gradients.rules import Call, differentiable, rule_for
 
 OnGradient = Callable[[str, Factor], None]
 
 
 class CaptureError(ValueError):
-    """A module's per-example gradients cannot be told apart."""
+    """A module's per-example gradients cannot be told apart.
+
+    Args:
+        message: what is wrong, and the way out.
+        names: the module's wanted parameters, by the name they were to be reported under.
+    """
+
+    def __init__(self, message: str, names: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.names = names
 
 
 class Probe(torch.autograd.Function):
@@ -31,41 +40,41 @@ class Probe(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        output: Tensor,
-        anchor: Tensor,
         receive: Callable[..., None],
-        *inputs: Tensor,
-    ) -> Tensor:
-        """Pass the output on.
+        anchor: Tensor,
+        count: int,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Pass the outputs on.
 
         Args:
             ctx: autograd's context.
-            output: the module's output.
+            receive: called in backward with the saved inputs and the output gradients.
             anchor: a scalar that requires a gradient, so that there is a graph though no parameter does.
-            receive: called in backward with the saved inputs and the output gradient.
-            *inputs: detached tensors to save.
+            count: how many of the tensors are outputs.
+            *tensors: the module's outputs, then detached inputs to save.
 
         Returns:
-            The output, unchanged.
+            The outputs, unchanged.
         """
         ctx.receive = receive
-        ctx.save_for_backward(*inputs)
-        return output.view_as(output)
+        ctx.save_for_backward(*tensors[count:])
+        return tuple(output.view_as(output) for output in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Hand over and pass the gradient on.
+        """Hand over and pass the gradients on.
 
         Args:
             ctx: autograd's context.
-            *grads: gradient of the output.
+            *grads: gradient of each output, zeros for one that the loss did not use.
 
         Returns:
-            The same gradient for the output and nothing for the other arguments.
+            The same gradients for the outputs and nothing for the other arguments.
         """
         inputs = ctx.saved_tensors
-        ctx.receive(inputs, grads[0])
-        return (grads[0], None, None, *([None] * len(inputs)))
+        ctx.receive(inputs, grads)
+        return (None, None, None, *grads, *([None] * len(inputs)))
 
 
 class Capture:
@@ -164,19 +173,20 @@ class Capture:
         parts = self._arrived.pop(name)
         self.on_gradient(name, parts[0] if len(parts) == 1 else Sum(parts))
 
-    def _hook(self, path: str, names: Mapping[str, str]) -> Callable[..., Tensor | None]:
+    def _hook(self, path: str, names: Mapping[str, str]) -> Callable[..., Any]:
         def hook(
             module: nn.Module,
             args: tuple[Any, ...],
             kwargs: dict[str, Any],
             output: Any,
-        ) -> Tensor | None:
+        ) -> Any:
             if self._inside_rule or not torch.is_grad_enabled():
                 return None
-            if not isinstance(output, Tensor):
+            if not isinstance(output, Tensor | tuple) or not differentiable(output):
                 raise CaptureError(
-                    f"module {path!r} ({type(module).__name__}) returns {type(output).__name__}, not a tensor: its "
-                    f"parameters have no per-example gradient here; leave it out with scoring.layers"
+                    f"module {path!r} ({type(module).__name__}) returns {type(output).__name__}, neither a tensor nor "
+                    f"a tuple: its parameters have no per-example gradient here; leave it out with scoring.layers",
+                    tuple(names.values()),
                 )
             if self._counting:  # checkpointing calls the hook again when it recomputes
                 for name in names.values():
@@ -184,19 +194,19 @@ class Capture:
             slots: dict[int | str, Any] = dict(enumerate(args)) | kwargs
             places = [key for key, value in slots.items() if isinstance(value, Tensor)]
             constants: dict[int | str, Any] = {key: value for key, value in slots.items() if key not in places}
-            device = output.device.type
+            outputs = differentiable(output)
+            device = outputs[0].device.type
             autocast = (
                 torch.is_autocast_enabled(device),
                 torch.get_autocast_dtype(device),
             )
 
-            def receive(inputs: tuple[Tensor, ...], grad: Tensor) -> None:
-                call = self._call(
-                    path,
-                    module,
-                    {**constants, **dict(zip(places, inputs, strict=True))},
-                    grad,
-                )
+            def receive(inputs: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> None:
+                try:
+                    call = self._call(path, module, {**constants, **dict(zip(places, inputs, strict=True))}, grads)
+                except CaptureError as error:
+                    error.names = tuple(names.values())
+                    raise
                 self._inside_rule = True  # the generic rule calls the module again
                 try:
                     # A rule that calls the module again needs the autocast it was called under.
@@ -207,7 +217,12 @@ class Capture:
                 for local, factor in factors.items():
                     self._add(names[local], factor)
 
-            return Probe.apply(output, self.anchor, receive, *(slots[key].detach() for key in places))
+            saved = (slots[key].detach() for key in places)
+            probed = iter(Probe.apply(receive, self.anchor, len(outputs), *outputs, *saved))
+            if isinstance(output, Tensor):
+                return next(probed)
+            known = {id(part) for part in outputs}
+            return tuple(next(probed) if id(part) in known else part for part in output)
 
         return hook
 
@@ -216,8 +231,8 @@ class Capture:
         if len(self._arrived[name]) == self._expected[name]:
             self._deliver(name)
 
-    def _call(self, path: str, module: nn.Module, slots: Mapping[int | str, Any], grad: Tensor) -> Call:
-        grad, _ = self._split(path, module, grad)
+    def _call(self, path: str, module: nn.Module, slots: Mapping[int | str, Any], grads: tuple[Tensor, ...]) -> Call:
+        grads = tuple(self._split(path, module, grad)[0] for grad in grads)
         flat: set[int | str] = set()
         batched: set[int | str] = set()
         split: dict[int | str, Any] = {}
@@ -230,7 +245,7 @@ class Capture:
             split[key] = value
         args = tuple(split[key] for key in sorted(key for key in split if isinstance(key, int)))
         kwargs = {key: value for key, value in split.items() if isinstance(key, str)}
-        return Call(args, kwargs, grad, frozenset(flat), frozenset(batched))
+        return Call(args, kwargs, grads, frozenset(flat), frozenset(batched))
 
     def _split(self, path: str, module: nn.Module, tensor: Tensor) -> tuple[Tensor, bool]:
         flattened = tensor.shape[0] != self.size
