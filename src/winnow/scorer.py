@@ -72,6 +72,8 @@ class Scorer:
             than memory: the target's gradient first, b exact against it, K from stored per-example
             gradients (``exact``), sketches (``sketch``), or whichever fits (``auto``). The update takes
             a second pass, in pieces too. None scores everything at once.
+        pack: lay the examples of a pass end to end in rows as long as the longest, in place of padding; the
+            same numbers. Refused, at the first pool, for a model whose losses are then others.
         chunk_elements: per-example gradients are formed at most this many numbers at a time; None for 2^22 on a
             CPU, where more only takes memory, and 2^26 elsewhere.
         reference: of rho_loss, loaded when it is first asked for: a model's folder or Hugging Face name, or a file
@@ -99,6 +101,7 @@ class Scorer:
         sketch_dim: int = 64,
         sketch_seed: int = 0,
         pool_micro_batch: int | None = None,
+        pack: bool = False,
         chunk_elements: int | None = None,
         reference: str | None = None,
     ) -> None:
@@ -126,7 +129,9 @@ class Scorer:
         if chunk_elements is None:
             chunk_elements = 2**22 if next(model.parameters()).device.type == "cpu" else 2**26
         method = Method(mode, sketch_dim, sketch_seed, chunk_elements)
-        self._pass = PoolPass(model, self.parameters, self.geometry, self.target, method, reduction, pool_micro_batch)
+        self._pass = PoolPass(
+            model, self.parameters, self.geometry, self.target, method, reduction, pool_micro_batch, pack
+        )
         self.update = update
         self.target_reused = False
         """Whether the last call took the stored target gradient because the new one was not finite."""
@@ -141,6 +146,12 @@ class Scorer:
     def target_loss(self) -> Float[Tensor, ""] | None:
         """Weighted mean loss of the last target batch, detached; None if the last call ran none."""
         return self._pass.target_loss
+
+    @property
+    def packed_share(self) -> float | None:
+        """Cells of the rows laid so far, over those of the same batches padded; None without ``pack``."""
+        padded = self._pass.padded_tokens
+        return self._pass.packed_tokens / padded if padded else None
 
     @property
     def target_due(self) -> bool:
@@ -387,13 +398,13 @@ class Scorer:
     def _verify(self, few: Batch) -> None:
         if self._kept is not None:
             try:
-                verify_gradients(self.model, self._trainable, few, self.reduction)
+                verify_gradients(self.model, self._trainable, few, self.reduction, self._pass.packing(few))
             except (GradientMismatch, CaptureError) as error:
                 if self.update != "auto":
                     raise
                 self._refuse(str(error))
         if self._kept is None:
-            verify_gradients(self.model, self.parameters, few, self.reduction)
+            verify_gradients(self.model, self.parameters, few, self.reduction, self._pass.packing(few))
         self._unverified = False
 
     def _refuse(self, reason: str) -> None:

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from winnow.gradients.capture import Capture, OnGradient
-from winnow.losses import Batch, example_losses
+from winnow.losses import Batch, example_losses, response_tokens
+from winnow.packing import Packing
 
 
 def backward_through(
@@ -19,6 +20,7 @@ def backward_through(
     reduction: str,
     on_gradient: OnGradient,
     prepare: Callable[[Tensor], Tensor] | None = None,
+    packing: Packing | None = None,
 ) -> Float[Tensor, " batch"]:
     """Losses of a batch, and the gradients of those that are finite.
 
@@ -30,14 +32,21 @@ def backward_through(
         on_gradient: called with each parameter's gradients on the way.
         prepare: called with the losses before the backward; says which examples' gradients count.
             Those of finite loss, if omitted.
+        packing: the batch in rows, to go through the model in place of its padding. The batch goes padded
+            after all where a loss is not finite, which may have spoilt its neighbours in the row, or where
+            rows are as long as there are attention heads.
 
     Returns:
         The losses, detached.
     """
     size, tokens = batch["input_ids"].shape
-    with torch.enable_grad(), Capture(model, parameters, size, tokens, on_gradient) as capture:
-        losses = example_losses(model, batch, reduction)
-        valid = losses.detach().isfinite() if prepare is None else prepare(losses.detach())
-        if bool(valid.any()):
-            capture.backward(torch.where(valid, losses, 0).sum(), valid)
-    return losses.detach()
+    with torch.enable_grad(), Capture(model, parameters, size, tokens, on_gradient, packing) as capture:
+        losses = example_losses(model, batch, reduction) if packing is None else packing.losses(model, reduction)
+        if packing is None or (
+            not capture.ambiguous and bool((losses.isfinite() | (response_tokens(batch) == 0)).all())
+        ):
+            valid = losses.detach().isfinite() if prepare is None else prepare(losses.detach())
+            if bool(valid.any()):
+                capture.backward(torch.where(valid, losses, 0).sum(), valid)
+            return losses.detach()
+    return backward_through(model, parameters, batch, reduction, on_gradient, prepare)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from winnow.gradients.factors import Factor, Sum
 from winnow.gradients.rules import Call, differentiable, rule_for
+from winnow.packing import Packing
 
 OnGradient = Callable[[str, Factor], None]
 
@@ -89,6 +90,7 @@ class Capture:
         size: number of examples in the batch.
         tokens: padded length of the batch, to recognise inputs flattened to [size * tokens, ...].
         on_gradient: called during ``backward`` with a name and a ``Factor``, layer by layer.
+        packing: how the examples lie in rows, if they are not a row each.
 
     Raises:
         ValueError: a wanted parameter belongs to no module of the model.
@@ -101,16 +103,14 @@ class Capture:
         size: int,
         tokens: int,
         on_gradient: OnGradient,
+        packing: Packing | None = None,
     ) -> None:
-        self.model, self.size, self.tokens, self.on_gradient = (
-            model,
-            size,
-            tokens,
-            on_gradient,
-        )
+        self.model, self.size, self.tokens, self.on_gradient, self.packing = model, size, tokens, on_gradient, packing
         self.owners = owners(model, parameters)
         self.anchor = torch.zeros((), requires_grad=True)
         self.valid: Bool[Tensor, " batch"] | None = None
+        self.ambiguous = False
+        """Whether some module's output can be read in two ways as packed rows."""
         self._expected: dict[str, int] = defaultdict(int)
         self._arrived: dict[str, list[Factor]] = defaultdict(list)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -195,6 +195,8 @@ class Capture:
             places = [key for key, value in slots.items() if isinstance(value, Tensor)]
             constants: dict[int | str, Any] = {key: value for key, value in slots.items() if key not in places}
             outputs = differentiable(output)
+            if self.packing is not None and any(map(self.packing.ambiguous, outputs)):
+                self.ambiguous = True
             device = outputs[0].device.type
             autocast = (
                 torch.is_autocast_enabled(device),
@@ -237,7 +239,7 @@ class Capture:
         batched: set[int | str] = set()
         split: dict[int | str, Any] = {}
         for key, value in slots.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape[0] in (self.size, self.size * self.tokens):
+            if isinstance(value, Tensor) and self._by_example(value):
                 batched.add(key)
                 value, flattened = self._split(path, module, value)
                 if flattened:
@@ -247,17 +249,25 @@ class Capture:
         kwargs = {key: value for key, value in split.items() if isinstance(key, str)}
         return Call(args, kwargs, grads, frozenset(flat), frozenset(batched))
 
+    def _by_example(self, tensor: Tensor) -> bool:
+        if self.packing is not None:
+            return self.packing.holds(tensor)
+        return tensor.ndim > 0 and tensor.shape[0] in (self.size, self.size * self.tokens)
+
     def _split(self, path: str, module: nn.Module, tensor: Tensor) -> tuple[Tensor, bool]:
-        flattened = tensor.shape[0] != self.size
-        if flattened:
-            if tensor.shape[0] != self.size * self.tokens:
-                raise CaptureError(
-                    f"module {path!r} ({type(module).__name__}) works on a tensor of shape {tuple(tensor.shape)}, "
-                    f"whose first dimension is neither the {self.size} examples nor their {self.size * self.tokens} "
-                    f"tokens: rows cannot be told apart by example (routed experts, broadcast parameters); leave it "
-                    f"out of the geometry with scoring.layers"
-                )
-            tensor = tensor.unflatten(0, (self.size, self.tokens))
+        if not self._by_example(tensor):
+            raise CaptureError(
+                f"module {path!r} ({type(module).__name__}) works on a tensor of shape {tuple(tensor.shape)}, "
+                f"whose first dimension is neither the {self.size} examples nor their {self.size * self.tokens} "
+                f"tokens{'' if self.packing is None else ', and which is not packed as they are'}: rows cannot be told "
+                f"apart by example (routed experts, broadcast parameters); leave it out of the geometry with "
+                f"scoring.layers"
+            )
+        if self.packing is not None:
+            tensor, flattened = self.packing.split(tensor)
+        else:
+            flattened = tensor.shape[0] != self.size
+            tensor = tensor.unflatten(0, (self.size, self.tokens)) if flattened else tensor
         if self.valid is not None:
             keep = self.valid.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1))
             if tensor.is_floating_point():

@@ -12,6 +12,7 @@ from winnow.geometry.base import Geometry, Preconditioner, accumulation_dtype
 from winnow.gradients.backward import backward_through
 from winnow.gradients.factors import Factor
 from winnow.losses import Batch
+from winnow.packing import Packing
 
 
 def pieces(batch: Batch, size: int | None) -> Iterator[tuple[slice, Batch]]:
@@ -42,6 +43,7 @@ def weighted_sum(
     size: int,
     reduction: str,
     weight: Float[Tensor, " batch"] | None = None,
+    packing: Callable[[Batch], Packing | None] = lambda batch: None,
 ) -> tuple[Float[Tensor, " batch"], dict[str, Tensor]]:
     """sum_i weight_i g_i over the examples of finite loss, without a graph of more than a few.
 
@@ -52,6 +54,7 @@ def weighted_sum(
         size: examples at a time.
         reduction: ``mean`` | ``sum`` over an example's response tokens.
         weight: of each example, >= 0; those of weight zero are not looked at. One each if omitted.
+        packing: lays a batch in rows, or leaves it padded.
 
     Returns:
         The losses, and the sum by name; a parameter that no loss reached is missing.
@@ -69,7 +72,7 @@ def weighted_sum(
             part = factor.to(accumulation_dtype(factor.dtype)).combine(share)
             total[name] = total[name] + part if name in total else part
 
-        found.append(backward_through(model, parameters, few, reduction, add, prepare))
+        found.append(backward_through(model, parameters, few, reduction, add, prepare, packing(few)))
     return torch.cat(found), total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 import torch
@@ -19,8 +20,11 @@ from winnow.gradients.kept import KeptFactors
 from winnow.gradients.method import STORED_NUMBERS, Method
 from winnow.gradients.products import Products, Target
 from winnow.gradients.target import TargetGradient
-from winnow.losses import Batch
+from winnow.losses import Batch, example_losses
+from winnow.packing import Packing, check, needs_one_row, pack
 from winnow.signals import Needs
+
+log = logging.getLogger(__name__)
 
 TASK = "@"
 """Stands between a parameter's name and a task's number where gradients are kept by task."""
@@ -41,6 +45,7 @@ class PoolPass:
         method: how products are taken.
         reduction: ``mean`` | ``sum`` over an example's response tokens.
         micro_batch: examples that go through the model at a time; None for all.
+        pack: lay the examples end to end in rows where that saves padding.
 
     Raises:
         ValueError: ``micro_batch`` is out of range, or ``method`` takes products that pieces cannot.
@@ -55,6 +60,7 @@ class PoolPass:
         method: Method,
         reduction: str = "mean",
         micro_batch: int | None = None,
+        pack: bool = False,
     ) -> None:
         if micro_batch is not None and micro_batch < 1:
             raise ValueError(f"pool_micro_batch must be >= 1 or null (scoring.pool_micro_batch), got {micro_batch}")
@@ -65,6 +71,9 @@ class PoolPass:
             )
         self.model, self.parameters, self.geometry = model, parameters, geometry
         self.target, self.method, self.reduction, self.micro_batch = target, method, reduction, micro_batch
+        self.pack, self._unchecked = pack, pack
+        self.padded_tokens = self.packed_tokens = 0
+        """Cells of the batches so far with padding, and as they were laid in rows; none without ``pack``."""
         self.target_loss: Tensor | None = None
         """Weighted mean loss of the last target batch, detached; None if the last call ran none."""
         self.work = Work(method.sketch_dim)
@@ -183,7 +192,7 @@ class PoolPass:
             return valid
 
         wanted = self.parameters if kept is None else kept.parameters
-        losses = backward_through(self.model, wanted, batch, self.reduction, add, prepare)[:size]
+        losses = backward_through(self.model, wanted, batch, self.reduction, add, prepare, self.packing(batch))[:size]
         if products is None:
             products = Products(needs, size, losses.dtype, device, self.method, tasks=self.tasks)
         products.finish()
@@ -191,6 +200,33 @@ class PoolPass:
         if b is not None and bool(valid.any()) and not bool(b[valid].isfinite().any()):
             raise TargetNotFinite("the target gradient is not finite")
         return losses, products
+
+    def packing(self, batch: Batch) -> Packing | None:
+        """Lay a batch in rows, if that is asked for and saves anything; the first time, compare the losses.
+
+        Args:
+            batch: the examples.
+
+        Returns:
+            The rows; None to leave the batch padded.
+
+        Raises:
+            PackingError: the model does not keep packed examples apart.
+        """
+        if not self.pack:
+            return None
+        rows, padded = pack(batch, needs_one_row(self.model)), batch["input_ids"].numel()
+        if rows.input_ids.numel() >= padded:
+            rows = None
+        elif self._unchecked:
+            with torch.no_grad():
+                alone = example_losses(self.model, batch, self.reduction)
+                check(self.model, alone, rows.losses(self.model, self.reduction))
+            self._unchecked = False
+            log.info("scoring.pack: rows of %d tokens in place of %d padded", rows.input_ids.numel(), padded)
+        self.padded_tokens += padded
+        self.packed_tokens += padded if rows is None else rows.input_ids.numel()
+        return rows
 
     def _tau(
         self, name: str, needs: Needs, like: Factor, gradient: Callable[[], Tensor | None]
@@ -207,14 +243,14 @@ class PoolPass:
         size, device = len(pool["labels"]), pool["labels"].device
         taus: dict[str, Tensor] | None = None
         if target is not None and weight is not None:
-            losses, total = weighted_sum(self.model, self.parameters, target, few, self.reduction, weight)
+            losses, total = weighted_sum(self.model, self.parameters, target, few, self.reduction, weight, self.packing)
             self._check_target(losses, weight)
             if not all(bool(gradient.isfinite().all()) for gradient in total.values()):
                 raise TargetNotFinite("the target gradient is not finite")
             taus = {name: self.target.stage(name, gradient) for name, gradient in total.items()}
 
         def means(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-            losses, total = weighted_sum(self.model, parameters, pool, few, self.reduction)
+            losses, total = weighted_sum(self.model, parameters, pool, few, self.reduction, packing=self.packing)
             return {name: gradient / losses.isfinite().sum() for name, gradient in total.items()}
 
         geometry = preconditioners(self.geometry, self.parameters, means)
@@ -235,7 +271,9 @@ class PoolPass:
                     )
                 products.add(name, candidates, geometry[name], tau, rows)
 
-            found.append(backward_through(self.model, self.parameters, piece, self.reduction, add))
+            found.append(
+                backward_through(self.model, self.parameters, piece, self.reduction, add, packing=self.packing(piece))
+            )
         losses = torch.cat(found)
         if products is None:
             products = Products(needs, size, losses.dtype, device, self.method)

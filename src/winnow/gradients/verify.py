@@ -12,6 +12,7 @@ from winnow.geometry.base import accumulation_dtype
 from winnow.gradients.capture import Capture
 from winnow.gradients.factors import Factor
 from winnow.losses import Batch, example_losses
+from winnow.packing import Packing
 
 TOLERANCE = {
     torch.float64: 1e-6,
@@ -31,6 +32,7 @@ def verify_gradients(
     parameters: Mapping[str, nn.Parameter],
     batch: Batch,
     reduction: str = "mean",
+    packing: Packing | None = None,
 ) -> None:
     """Compare captured gradients with autograd's own, on a weighted sum of the examples' losses.
 
@@ -41,6 +43,7 @@ def verify_gradients(
         parameters: the parameters that take part in the geometry.
         batch: a few examples, each with response tokens and a finite loss.
         reduction: of the example losses.
+        packing: the examples in rows, if they are scored so; autograd's own gradients are of the padded ones.
 
     Raises:
         GradientMismatch: a parameter's gradients disagree: it is used outside its module's own call.
@@ -54,8 +57,13 @@ def verify_gradients(
         precision.add(factor.dtype)
         captured[name] = factor.to(accumulation_dtype(factor.dtype)).combine(weight)
 
-    with torch.enable_grad(), Capture(model, parameters, size, length, keep) as capture:
-        capture.backward(example_losses(model, batch, reduction).sum())
+    with torch.enable_grad(), Capture(model, parameters, size, length, keep, packing) as capture:
+        losses = example_losses(model, batch, reduction) if packing is None else packing.losses(model, reduction)
+        if not capture.ambiguous:
+            capture.backward(losses.sum())
+    if capture.ambiguous:
+        verify_gradients(model, parameters, batch, reduction)
+        return
     # Rounding anywhere reaches every gradient, so the coarsest precision sets the tolerance.
     tolerance = max((TOLERANCE[dtype] for dtype in precision), default=0.0)
     for name, (expected, scale) in _autograd(model, parameters, batch, reduction, weight).items():
