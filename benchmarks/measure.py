@@ -73,8 +73,8 @@ def fidelity(bench: Bench) -> dict[str, float] | None:
         bench: a case after a few steps.
 
     Returns:
-        Relative errors of b and K in Frobenius norm, and Spearman's rank correlation of b, which asks more where candidates
-        hardly differ, as those of random tokens; None where nothing is sketched.
+        Relative errors of b and K in Frobenius norm, and Spearman's rank correlation of b, which asks more where
+        candidates hardly differ, as those of random tokens; None where nothing is sketched.
     """
     if bench.case.scoring.get("mode") != "sketch":
         return None

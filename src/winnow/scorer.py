@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,17 +15,15 @@ from winnow.batches import target_shares
 from winnow.forward import forward_signals
 from winnow.geometry import Geometry, IdentityGeometry, UnknownOptimizer, geometry_of
 from winnow.gradients.capture import CaptureError
-from winnow.gradients.curvature import pool_curvature
+from winnow.gradients.curvature import scored_curvature
 from winnow.gradients.kept import KeptFactors
 from winnow.gradients.layers import choose_parameters
 from winnow.gradients.method import Method
 from winnow.gradients.pool_pass import TASK, PoolPass, TargetNotFinite
-from winnow.gradients.products import Products
 from winnow.gradients.quiet import has_dropout, quiet
 from winnow.gradients.target import TargetGradient
-from winnow.gradients.trust import doubts
 from winnow.gradients.verify import GradientMismatch, verify_gradients
-from winnow.losses import Batch, example_losses, response_tokens
+from winnow.losses import Batch, response_tokens
 from winnow.reference import ReferenceModel, ReferenceTable, load_reference
 from winnow.selection import Selection
 from winnow.signals import Needs, Signals
@@ -313,7 +310,11 @@ class Scorer:
         task = None
         if weight is not None and needs.per_task:
             task = torch.zeros_like(weight, dtype=torch.long) if target_task is None else target_task.to(tokens.device)
-        bend = self._bend(pool, target, target_weight, tokens > 0) if needs.curvature else None
+        bend = None
+        if needs.curvature:
+            bend = scored_curvature(
+                self.model, self.parameters, pool, tokens > 0, target, target_weight, self.reduction
+            )
         try:
             losses, products = self._pass(
                 pool, target if due else None, weight, needs, task=task, bend=bend, kept=self._kept
@@ -335,7 +336,7 @@ class Scorer:
             self.target.commit()
         elif needs.target:
             self.target.reuse()
-        valid = (tokens > 0) & losses.isfinite() & _finite(products, len(tokens))
+        valid = (tokens > 0) & losses.isfinite() & products.finite()
         if self._undescribed and self.pool_micro_batch is None:
             run = pool["input_ids"].numel() + (target["input_ids"].numel() if due and target is not None else 0)
             log.info("scoring.layers=%s: %s", self.layers, self._pass.work.describe(self.model, run))
@@ -356,18 +357,6 @@ class Scorer:
             task_alignment=None if products.task_alignment is None else torch.where(valid, products.task_alignment, 0),
             task_norms=None if products.task_squares is None else products.task_squares.sqrt(),
         )
-
-    def _bend(
-        self, pool: Batch, target: Batch | None, target_weight: Tensor | None, present: Tensor
-    ) -> dict[str, Tensor]:
-        if target is None:
-            raise ValueError("the curvature of the target loss is computed at every call: give it a target batch")
-        weight = target_shares(target, target_weight)
-        with torch.no_grad():
-            usable = present & example_losses(self.model, pool, self.reduction).isfinite()
-        if not bool(usable.any()):
-            return {}
-        return pool_curvature(self.model, self.parameters, pool, usable, target, weight, self.reduction)
 
     def _leave_out(self, error: CaptureError) -> bool:
         """Take what cannot be captured out of the geometry; False if that leaves nothing, or is nothing."""
@@ -450,13 +439,3 @@ class Scorer:
             )
         self.target.load_state_dict(state["target"])
         self._pass.tasks = int(state.get("tasks", 0))
-
-
-def _finite(products: Products, size: int) -> Tensor:
-    found = [
-        products.alignment,
-        products.norms,
-        None if products.gram is None else torch.diagonal(products.gram),
-    ]
-    finite = [values.isfinite() for values in found if values is not None]
-    return torch.stack(finite).all(0)

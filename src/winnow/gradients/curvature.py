@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from winnow.batches import target_shares
 from winnow.losses import Batch, example_losses
 
 
@@ -47,6 +48,42 @@ def pool_curvature(
         terms = [(mine * other).sum() for mine, other in pairs if mine is not None and other is not None]
         second = torch.autograd.grad(torch.stack(terms).sum(), held, allow_unused=True)
     return {name: value.detach() for name, value in zip(parameters, second, strict=True) if value is not None}
+
+
+def scored_curvature(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    pool: Batch,
+    present: Bool[Tensor, " pool"],
+    target: Batch | None,
+    target_weight: Float[Tensor, " target"] | None,
+    reduction: str = "mean",
+) -> dict[str, Tensor]:
+    """:func:`pool_curvature` over the candidates of finite loss.
+
+    Args:
+        model: a causal language model, scored as it is.
+        parameters: those that take part.
+        pool: the candidates.
+        present: which of them have a response token.
+        target: target examples.
+        target_weight: share of each; equal ones if None.
+        reduction: ``mean`` | ``sum`` over an example's response tokens.
+
+    Returns:
+        H v by parameter; empty where no candidate can be used.
+
+    Raises:
+        ValueError: there is no target batch.
+    """
+    if target is None:
+        raise ValueError("the curvature of the target loss is computed at every call: give it a target batch")
+    weight = target_shares(target, target_weight)
+    with torch.no_grad():
+        usable = present & example_losses(model, pool, reduction).isfinite()
+    if not bool(usable.any()):
+        return {}
+    return pool_curvature(model, parameters, pool, usable, target, weight, reduction)
 
 
 def _rows(batch: Batch, index: Tensor) -> dict[str, Tensor]:

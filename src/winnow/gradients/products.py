@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from winnow.geometry.base import Preconditioner, accumulation_dtype
@@ -167,6 +167,15 @@ class Products:
                     block = scaled.rows(piece).flatten(1)
                     self.squares[rows] += torch.linalg.vecdot(block, block)
         return kind
+
+    def finite(self) -> Bool[Tensor, " pool"]:
+        """Which candidates' own sums are finite numbers.
+
+        Returns:
+            Of b, the norms and the diagonal of K, those that are taken.
+        """
+        taken = [self.alignment, self.norms, None if self.gram is None else torch.diagonal(self.gram)]
+        return torch.stack([values.isfinite() for values in taken if values is not None]).all(0)
 
     def finish(self) -> None:
         """Take K from what was stored of candidates that arrived in pieces, or K and b from CountSketches."""
