@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,8 +21,10 @@ from winnow.gradients.kept import KeptFactors
 from winnow.gradients.layers import choose_parameters
 from winnow.gradients.method import Method
 from winnow.gradients.pool_pass import TASK, PoolPass, TargetNotFinite
+from winnow.gradients.products import Products
 from winnow.gradients.quiet import has_dropout, quiet
 from winnow.gradients.target import TargetGradient
+from winnow.gradients.trust import doubts
 from winnow.gradients.verify import GradientMismatch, verify_gradients
 from winnow.losses import Batch, response_tokens
 from winnow.reference import ReferenceModel, ReferenceTable, load_reference

@@ -217,15 +217,17 @@ class PoolPass:
             return None
         rows, padded = pack(batch, needs_one_row(self.model)), batch["input_ids"].numel()
         if rows.input_ids.numel() >= padded:
-            rows = None
-        elif self._unchecked:
+            self.padded_tokens += padded
+            self.packed_tokens += padded
+            return None
+        if self._unchecked:
             with torch.no_grad():
                 alone = example_losses(self.model, batch, self.reduction)
                 check(self.model, alone, rows.losses(self.model, self.reduction))
             self._unchecked = False
             log.info("scoring.pack: rows of %d tokens in place of %d padded", rows.input_ids.numel(), padded)
         self.padded_tokens += padded
-        self.packed_tokens += padded if rows is None else rows.input_ids.numel()
+        self.packed_tokens += rows.input_ids.numel()
         return rows
 
     def _tau(

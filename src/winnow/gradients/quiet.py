@@ -58,7 +58,7 @@ def _not_reentrant(model: nn.Module) -> Iterator[None]:
     held: list[tuple[nn.Module, Any]] = []
     try:
         for module in model.modules():
-            function = module.__dict__.get("_gradient_checkpointing_func")  # of Hugging Face's layers
+            function: Any = module.__dict__.get("_gradient_checkpointing_func")  # of Hugging Face's layers
             if function is checkpoint or getattr(function, "keywords", {}).get("use_reentrant"):
                 held.append((module, function))
                 module.__dict__["_gradient_checkpointing_func"] = functools.partial(function, use_reentrant=False)
