@@ -44,6 +44,7 @@ def make(
         "out": str(folder),
         "selector": {"_target_": method, **(selector or {})},
         "data": {"pool_size": pool_size, "corpus": {"seed": seed}},
+        "scoring": {"sketch_seed": seed},
         "logger": {"name": f"{method}-s{seed}"},
     }
     write_json(folder / "config.json", config)

@@ -239,7 +239,7 @@ def _comparable(run: Run) -> Iterator[tuple[str, Any]]:
             continue
         if key.startswith("data.subset"):  # which data is what such methods choose
             continue
-        if parts[-1] == "seed" and value == run.seed:  # data and model drawn from the run's own seed
+        if parts[-1] in ("seed", "sketch_seed") and value == run.seed:  # drawn from the run's own seed
             continue
         yield key, value
 
