@@ -65,3 +65,8 @@ def diagonal(optimizer: torch.optim.AdamW, model: nn.Module, names: list[str]) -
         corrected = state["exp_avg_sq"] / (1 - 0.95 ** int(state["step"]))
         parts.append((1 / (corrected.sqrt() + 1e-3)).flatten())
     return torch.cat(parts)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers in float64, the same for the same seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.families import build, double, ragged
-from tests.reference import relative, slow_matrix
+from tests.reference import normal, relative, slow_matrix
 from winnow.geometry import Diagonal, Identity, OneSided, RankOne, geometry_of
 from winnow.gradients.factors import Dense, Factor, Scaled, Scatter, Sum
 from winnow.gradients.outer_product import OuterProduct
@@ -31,10 +31,6 @@ SHAPES = ((5, 3), (3, 6), (4,))
 def float64() -> Iterator[None]:
     with double():
         yield
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def parameters(*shapes: tuple[int, ...]) -> list[nn.Parameter]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from tests.reference import normal
 from winnow.gradients import rms_norm, rules
 from winnow.gradients.rules import Call, rule_for
 
@@ -31,10 +32,6 @@ class TwoInputsRMSNorm(MeanRMSNorm):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x * gate)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def one_by_one(module: nn.Module, grad: Tensor, *inputs: Tensor) -> Tensor:
@@ -84,7 +81,7 @@ def test_gradients_of_the_weight(
 
 def test_a_norm_of_two_inputs_is_called_again() -> None:
     module = TwoInputsRMSNorm(16)
-    x, gate, grad = normal(4, 5, 16), normal(4, 5, 16, seed=1), normal(4, 5, 16, seed=2)
+    x, gate, grad = (normal(4, 5, 16, seed=seed).float() for seed in range(3))
     call = Call((x, gate), {}, (grad,), frozenset(), frozenset({0, 1}))
     found = rule_for(module)(module, call, ["weight"])["weight"].rows(slice(None))
     torch.testing.assert_close(found, one_by_one(module, grad, x, gate), atol=1e-5, rtol=1e-5)

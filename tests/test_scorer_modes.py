@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.families import build, double, ragged
-from tests.reference import relative, warmed_up
+from tests.reference import normal, relative, warmed_up
 from winnow.geometry import Diagonal, Identity, RankOne
 from winnow.geometry.base import Preconditioner
 from winnow.gradients.factors import Dense, Factor, Scatter, Sum
@@ -32,10 +32,6 @@ SHARES = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
 def float64() -> Iterator[None]:
     with double():
         yield
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def same(got: Signals, expected: Signals, tolerance: float = 1e-9) -> None:

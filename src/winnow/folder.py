@@ -115,7 +115,7 @@ def differences(recorded: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     Returns:
         ``key was VALUE, is VALUE`` for each, in order.
     """
-    before, after = (dict(_flat(_placeless(one, str(one.get("out"))))) for one in (recorded, asked))
+    before, after = (dict(flatten(_placeless(one, str(one.get("out"))))) for one in (recorded, asked))
     return [
         f"{key} was {before.get(key, 'absent')}, is {after.get(key, 'absent')}"
         for key in {**before, **after}
@@ -153,9 +153,18 @@ def _placeless(value: Any, out: str) -> Any:
     return value.replace(out, "<out>") if isinstance(value, str) else value
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a configuration by dotted key.
+
+    Args:
+        value: nested dicts; anything else is a value, an empty dict too.
+        key: of the whole.
+
+    Yields:
+        Key and value.
+    """
     if isinstance(value, dict) and value:
         for name, child in value.items():
-            yield from _flat(child, f"{key}.{name}" if key else str(name))
+            yield from flatten(child, f"{key}.{name}" if key else str(name))
     else:
         yield key, value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from winnow.folder import flatten
 from winnow.report.load import Run
 
 LEVEL = 0.95
@@ -108,7 +109,7 @@ def label(runs: Sequence[Run]) -> list[str]:
     Returns:
         Labels such as ``filter_weight`` or, where several are compared, ``filter_weight filter_size=8``.
     """
-    flat = [dict(_flat(run.config.get("selector") or {})) for run in runs]
+    flat = [dict(flatten(run.config.get("selector") or {})) for run in runs]
     names = [_method(run) for run in runs]
     labels = []
     for name, settings in zip(names, flat, strict=True):
@@ -233,7 +234,7 @@ def _differences(done: Sequence[tuple[str, Run]], control: str) -> Iterator[Diff
 
 
 def _comparable(run: Run) -> Iterator[tuple[str, Any]]:
-    for key, value in _flat(run.config):
+    for key, value in flatten(run.config):
         parts = key.split(".")
         if parts[0] in FREE or (parts[0] == "trainer" and parts[1:2] and parts[1] in FREE_TRAINER):
             continue
@@ -242,11 +243,3 @@ def _comparable(run: Run) -> Iterator[tuple[str, Any]]:
         if parts[-1] in ("seed", "sketch_seed") and value == run.seed:  # drawn from the run's own seed
             continue
         yield key, value
-
-
-def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping) and node:
-        for name, child in node.items():
-            yield from _flat(child, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, node
