@@ -115,5 +115,5 @@ def test_a_stop_between_pools_of_one_update_is_exact(tmp_path: Path) -> None:
 
 
 def test_no_pools_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"pools_per_update must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"pools_per_update must be a whole number, at least 1, got 0"):
         runs.module(runs.model(), Random(filter_size=2), pools_per_update=0)

@@ -216,6 +216,7 @@ def test_a_subset_is_taken_by_id_share_and_order() -> None:
     assert names(size=0.5, by="loss", order="lowest") == ["sums-5", "sums-9"]
     for options, message in [
         ({"size": 4, "by": "loss"}, "asks for 4 candidates, and .* has 3 with a loss, of 4"),
+        ({"by": "margin"}, "has no column margin .* data.subset_by to one of loss"),
         ({"size": 1}, "has no column score .* data.subset_by to one of loss"),
         ({"size": 1.5, "by": "loss"}, "data.subset_size must be"),
         ({"order": "up"}, "data.subset_order must be"),
@@ -236,7 +237,7 @@ def test_a_subset_is_taken_by_id_share_and_order() -> None:
     ("overrides", "message"),
     [
         (["file=scores.csv"], r"file=scores\.csv must end in \.parquet"),
-        (["file=there.parquet"], r"there\.parquet exists already: choose another file=, or set overwrite=true"),
+        (["file=there.parquet"], r"there\.parquet already there: choose another file=, or set overwrite=true"),
         (["method=foo"], "method must be one of selector, ngrams, random"),
         (["candidates=25"], "candidates must be from 1 to the stream's 24; got 25"),
         (["target_examples=0"], "target_examples must be at least 1"),

@@ -15,12 +15,12 @@ class Accumulated:
         pools: how many make one update.
 
     Raises:
-        ValueError: fewer than one.
+        ValueError: no whole number, or fewer than one.
     """
 
     def __init__(self, pools: int) -> None:
-        if pools < 1:
-            raise ValueError(f"pools_per_update must be at least 1, got {pools}")
+        if not isinstance(pools, int) or pools < 1:
+            raise ValueError(f"pools_per_update must be a whole number, at least 1, got {pools!r}")
         self.pools, self.seen, self.count = pools, 0, 0
         self._sum: dict[str, Tensor] = {}
 

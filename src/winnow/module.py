@@ -64,10 +64,10 @@ class SelectionModule(lightning.LightningModule):
         record_tasks: bool = False,
     ) -> None:
         super().__init__()
-        if clip_norm is not None and clip_norm <= 0:
-            raise ValueError(f"clip_norm must be > 0 or null, got {clip_norm}")
-        if max_idle_steps < 1:
-            raise ValueError(f"max_idle_steps must be at least 1, got {max_idle_steps}")
+        if clip_norm is not None and (not isinstance(clip_norm, int | float) or clip_norm <= 0):
+            raise ValueError(f"clip_norm must be a number > 0 or null, got {clip_norm!r}")
+        if not isinstance(max_idle_steps, int) or max_idle_steps < 1:
+            raise ValueError(f"max_idle_steps must be a whole number, at least 1, got {max_idle_steps!r}")
         self.automatic_optimization = False
         self.strict_loading = False  # a LoRA checkpoint does not hold the frozen base
         self.model, self.selector = model, selector

@@ -162,7 +162,7 @@ def left_as_found() -> Iterator[None]:
             # Not so: the datamodule is told where it was.
             warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before")
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # resumed
-            logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+            logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
             if not sys.stderr.isatty():
                 hf_logging.disable_progress_bar()
             yield

@@ -11,11 +11,13 @@ from winnow.data.rows import Listed
 from winnow.tables import read_table
 
 ORDERS = ("highest", "lowest")
+DEFAULT_BY = "score"
+"""Column that winnow.score writes; a list of ids need not have it."""
 SHOWN = 3
 
 
 def restrict(
-    stream: Stream, subset: str, size: int | float | None = None, by: str = "score", order: str = "highest"
+    stream: Stream, subset: str, size: int | float | None = None, by: str = DEFAULT_BY, order: str = "highest"
 ) -> Listed:
     """Leave of a stream what a file chooses.
 
@@ -42,6 +44,11 @@ def restrict(
     if twice.any():
         raise ValueError(
             f"data.subset={subset} has {int(twice.sum())} ids more than once ({', '.join(table['id'][twice][:SHOWN])})"
+        )
+    if by not in table.columns and (size is not None or by != DEFAULT_BY):
+        raise ValueError(
+            f"data.subset={subset} has no column {by} to rank by; set data.subset_by to one of "
+            f"{', '.join(str(name) for name in table.columns if name != 'id')}"
         )
     if size is not None:
         table = _best(table, subset, size, by, order)
@@ -74,11 +81,6 @@ def _best(table: pd.DataFrame, subset: str, size: int | float, by: str, order: s
     """The rows of the best scores; ties go to the earlier row."""
     if isinstance(size, bool) or not (0 < size < 1 or (size >= 1 and int(size) == size)):
         raise ValueError(f"data.subset_size must be a whole number >= 1, or a share between 0 and 1; got {size!r}")
-    if by not in table.columns:
-        raise ValueError(
-            f"data.subset={subset} has no column {by} to rank by; set data.subset_by to one of "
-            f"{', '.join(str(name) for name in table.columns if name != 'id')}"
-        )
     if not pd.api.types.is_numeric_dtype(table[by]):
         raise ValueError(f"data.subset_by={by}: that column of data.subset={subset} does not hold numbers")
     count = int(size) if size >= 1 else max(1, round(size * len(table)))

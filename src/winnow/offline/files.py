@@ -74,7 +74,7 @@ def check_file(path: Path, overwrite: bool) -> None:
         raise ValueError(f"file={path} must end in .parquet")
     taken = [str(one) for one in (path, beside(path)) if one.exists()]
     if taken and not overwrite:
-        raise FileExistsError(f"{' and '.join(taken)} exists already: choose another file=, or set overwrite=true")
+        raise FileExistsError(f"{' and '.join(taken)} already there: choose another file=, or set overwrite=true")
 
 
 def write_scores(path: Path, table: pd.DataFrame, facts: Mapping[str, Any], costs: Sequence[Cost]) -> None:
