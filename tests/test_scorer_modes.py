@@ -16,7 +16,7 @@ from winnow.gradients.ghost import ghost_is_cheaper
 from winnow.gradients.method import Method
 from winnow.gradients.outer_product import OuterProduct
 from winnow.gradients.products import Products, Target
-from winnow.gradients.sketch import Sketch
+from winnow.gradients.sketch import WORTH_IT, Sketch
 from winnow.losses import example_losses
 from winnow.scorer import Scorer, TargetNotFinite
 from winnow.selection import Selection
@@ -307,6 +307,41 @@ def test_a_sketch_is_the_projection_of_the_gradient(kind: str) -> None:
     assert relative(sketch.tensor(g[0]), (r.T @ g[0] @ q).flatten()) < 1e-12
     other = Sketch("v", factor.shape, 4, 0, torch.device("cpu"), torch.float64)
     assert not torch.equal(sketch.rows.signs, other.rows.signs), "parameters have signs of their own"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", [256, 130, 250])
+@pytest.mark.parametrize("strided", [False, True])
+def test_a_fold_is_the_same_however_it_is_taken(width: int, strided: bool) -> None:
+    """float64 is added up; float32 in one piece is convolved where buckets divide the side (64, 65, and not)."""
+    sketch = Sketch("w", torch.Size((width, width)), 64, 0, torch.device("cpu"), torch.float64)
+    assert sketch.columns is not None and sketch.columns.buckets == (65 if width == 130 else 64)
+    tensor, scale = normal(9, 240, width), normal(width, seed=1).exp()
+    matrix = matrices(sketch)[1]
+    single = tensor.float().transpose(0, 1).contiguous().transpose(0, 1) if strided else tensor.float()
+    assert single.numel() >= WORTH_IT
+    assert relative(sketch.fold_columns(tensor, scale), (tensor * scale) @ matrix) < 1e-12
+    assert relative(sketch.fold_columns(single, scale.float()).double(), (tensor * scale) @ matrix) < 1e-6
+
+
+@pytest.mark.parametrize("form", [*FORMS, "diagonal"])
+@pytest.mark.parametrize("gram", [0, 1])
+def test_sketching_candidates_and_target_as_one_changes_nothing(form: str, gram: int) -> None:
+    p = FORMS.get(form, Diagonal(normal(12, 10).exp()))
+    pool, examples = outer(), outer(seed=20, batch=3)
+    joint = OuterProduct(torch.cat([pool.left, examples.left]), torch.cat([pool.right, examples.right]))
+    found = []
+    for together in (joint, None):
+        built = Products(
+            Needs(alignment=1, gram=gram),
+            len(pool),
+            torch.float64,
+            torch.device("cpu"),
+            Method("sketch", sketch_dim=3),
+        )
+        built.add("w", pool, p, Target(lambda: examples.combine(SHARES), examples, SHARES, together))
+        found.append(built)
+    assert relative(found[0].gram, found[1].gram) < 1e-12  # type: ignore[arg-type]
+    assert relative(found[0].alignment, found[1].alignment) < 1e-12  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("mode", "tolerance"), [("ghost", 1e-9), ("auto", 1e-9), ("sketch", 1e-9)])

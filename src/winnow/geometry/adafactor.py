@@ -62,15 +62,15 @@ class AdafactorRule:
                 state = {"row_var": square.mean(-1, keepdim=True), "col_var": square.mean(-2, keepdim=True)}
         floor, smallest_scale = group["eps"]
         floor = torch.finfo(parameter.dtype).eps if floor is None else floor
-        values = parameter.detach()
-        size = max(float(smallest_scale), float(values.norm()) / values.numel() ** 0.5)
+        norm = torch.linalg.vector_norm(parameter.detach())
+        size = max(float(smallest_scale), float(norm) / parameter.numel() ** 0.5)
         if "variance" in state:
             return Diagonal(size / wide(state["variance"]).clamp_min(floor**2).sqrt())
         row, column = wide(state["row_var"]), wide(state["col_var"])
         row = row / row.mean(-2, keepdim=True).clamp_min(floor)
-        if row.ndim > 2 or not bool(row.min() * column.min() >= floor**2):
+        if row.ndim > 2 or not float(row.min()) * float(column.min()) >= floor**2:
             return Diagonal(size / (row @ column).clamp_min(floor**2).sqrt())
-        return RankOne(size / row.squeeze(-1).sqrt(), 1 / column.squeeze(-2).sqrt())
+        return RankOne(row.squeeze(-1).rsqrt() * size, column.squeeze(-2).rsqrt())
 
     def momentum(self, group: Group, state: State) -> None:
         """Nothing: Adafactor has no momentum.

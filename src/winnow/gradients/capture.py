@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -211,8 +212,8 @@ class Capture:
                     raise
                 self._inside_rule = True  # the generic rule calls the module again
                 try:
-                    # A rule that calls the module again needs the autocast it was called under.
-                    with torch.autocast(device, enabled=autocast[0], dtype=autocast[1]):
+                    # A rule that calls the module again needs the autocast it was called under; backward has none.
+                    with torch.autocast(device, dtype=autocast[1]) if autocast[0] else nullcontext():
                         factors = rule_for(module)(module, call, tuple(names))
                 finally:
                     self._inside_rule = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -64,11 +64,11 @@ class OuterProduct:
         left, right = self.left, self.right
         if left.device.type == "cpu" and left.dtype in (torch.float32, torch.float64) and left.shape[1] >= LONG:
             # No copies of the factors. Half precision would be rounded at every addition.
-            out = left.new_zeros(self.shape)
+            out = left.new_empty(self.shape)
             chosen = range(len(left)) if index is None else index.tolist()
-            for example, share in zip(chosen, weight.tolist(), strict=True):
-                out.addmm_(left[example].T, right[example], alpha=share)
-            return self._scale(out)
+            for number, (example, share) in enumerate(zip(chosen, weight.tolist(), strict=True)):
+                out.addmm_(left[example].T, right[example], alpha=share, beta=min(number, 1))
+            return self._scale(out if len(weight) else out.zero_())
         if index is not None:
             left, right = left[index], right[index]
         # The matmul adds in float32 whatever the factors are; the weights must not be rounded to theirs before.
@@ -90,10 +90,12 @@ class OuterProduct:
 
     def examples(self, index: Rows) -> OuterProduct:
         """The gradients of some of the examples."""
-        return replace(self, left=self.left[index], right=self.right[index])
+        return OuterProduct(self.left[index], self.right[index], self.row, self.column)
 
     def to(self, dtype: torch.dtype) -> OuterProduct:
         """The same factors in another precision."""
+        if dtype == self.dtype:
+            return self
         row, column = (None if side is None else side.to(dtype) for side in (self.row, self.column))
         return OuterProduct(self.left.to(dtype), self.right.to(dtype), row, column)
 
@@ -107,10 +109,15 @@ class OuterProduct:
         Returns:
             The scaled gradients.
         """
-        row = row * (self.left.new_ones(self.shape[0]) if self.row is None else self.row)
-        if column is not None and self.column is not None:
+        if self.row is not None:
+            row = row * self.row
+        elif not isinstance(row, Tensor):
+            row = self.left.new_full(self.shape[:1], row)
+        if column is None or self.column is None:
+            column = self.column if column is None else column
+        else:
             column = column * self.column
-        return replace(self, row=row, column=self.column if column is None else column)
+        return OuterProduct(self.left, self.right, row, column)
 
     def sides(self) -> tuple[Float[Tensor, "batch tokens rows"], Float[Tensor, "batch tokens columns"]]:
         """Factors with the multipliers in them.

@@ -174,7 +174,7 @@ class PoolPass:
                 combine = examples.combine
                 tau = Target(
                     lambda: self._tau(name, needs, candidates, lambda: self.target.stage(name, combine(weight))),
-                    *((None, None) if self.target.keep or needs.momentum else (examples, weight)),
+                    *(() if self.target.keep or needs.momentum else (examples, weight, factor.to(wide))),
                 )
                 if self.target.keep:
                     tau.tensor()  # it has to outlive the step, whoever asks for it now

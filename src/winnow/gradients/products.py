@@ -26,6 +26,7 @@ class Target:
         make: gives tau.
         factor: gradients whose weighted sum tau is, if it is nothing else.
         weight: the weights.
+        joint: the candidates' gradients and after them those of ``factor``.
     """
 
     def __init__(
@@ -33,8 +34,9 @@ class Target:
         make: Callable[[], Tensor],
         factor: Factor | None = None,
         weight: Float[Tensor, " target"] | None = None,
+        joint: Factor | None = None,
     ) -> None:
-        self._make, self.factor, self.weight = make, factor, weight
+        self._make, self.factor, self.weight, self.joint = make, factor, weight, joint
         self._tensor: Tensor | None = None
 
     def tensor(self) -> Float[Tensor, "*shape"]:
@@ -134,12 +136,13 @@ class Products:
         if self._count is not None:
             self._add_count(name, factor, preconditioner, target, rows)
             return "formed"
-        scaled = preconditioner.factor(factor, half)
         in_place = self.method.mode == "sketch" and self.store is None
+        joint = self._joint(preconditioner, half, target) if in_place else None
+        scaled = preconditioner.factor(factor, half) if joint is None else joint.examples(slice(0, len(factor)))
         sketched = in_place and has_factors(scaled)
         aligned, kind = needs.alignment is None, "sketched" if sketched else "formed"
         if sketched:
-            aligned = self._sketch(name, factor, scaled, half, preconditioner, target) or aligned
+            aligned = self._sketch(name, factor, scaled, joint, half, preconditioner, target) or aligned
         elif in_place and isinstance(scaled, Scatter) and self.gram is not None:
             aligned = self._fold_columns(name, scaled, half, preconditioner, target) or aligned
         elif self.gram is not None and self.store is not None:
@@ -244,13 +247,15 @@ class Products:
         name: str,
         factor: Factor,
         scaled: Factor,
+        joint: Factor | None,
         half: float,
         preconditioner: Preconditioner,
         target: Target | None,
     ) -> bool:
         """K and b of sketches; says whether b is done."""
         sketch = self.method.sketch(name, factor)
-        found = sketch.factor(scaled, self.method.chunk_elements)
+        found = sketch.factor(scaled if joint is None else joint, self.method.chunk_elements)
+        found, beside = found[: len(factor)], found[len(factor) :]
         if self.gram is not None:
             self.gram.addmm_(found, found.T)
         if self.alignment is None:
@@ -260,17 +265,26 @@ class Products:
         if not known:
             half, found = 0.0, sketch.factor(factor, self.method.chunk_elements)
         power = self.needs.alignment - half
-        weighed = None if target.factor is None else preconditioner.factor(target.factor, power)
+        weighed = None
+        if joint is None and target.factor is not None:
+            weighed = preconditioner.factor(target.factor, power)
         if weighed is not None and has_factors(weighed):
             # P goes into the target's factors too: its gradient is not formed either.
+            beside = sketch.factor(weighed, self.method.chunk_elements)
+        if len(beside):
             assert target.weight is not None
-            direction = target.weight.to(found.dtype) @ sketch.factor(weighed, self.method.chunk_elements)
+            direction = target.weight.to(found.dtype) @ beside
         else:
             direction = sketch.tensor(preconditioner.tensor(target.tensor(), power).to(found.dtype))
         self.alignment.addmv_(found, direction)
         if self.target_square is not None:
             self.target_square += direction @ direction if known else torch.nan
         return True
+
+    def _joint(self, preconditioner: Preconditioner, half: float, target: Target | None) -> Factor | None:
+        """P^(p/2) of candidates and target examples as one, if K and b both take sketches of that."""
+        joint = None if target is None or self.needs.alignment != 2 * half else target.joint
+        return None if joint is None or not has_factors(joint) else preconditioner.factor(joint, half)
 
     def _from_scaled(self, half: float) -> bool:
         return self.needs.alignment is not None and self.needs.alignment >= half

@@ -6,6 +6,7 @@ import zlib
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,15 +16,18 @@ from winnow.gradients.outer_product import OuterProduct
 BLOCK = 2**19
 """On a CPU a side is folded this many numbers at a time: products are still in the cache when they are added."""
 
+WORTH_IT = 2**18
+"""On a CPU a side of at least as many numbers is folded by a convolution, whose call costs more."""
+
 
 class Sketch:
     """S(G) = R^T G Q for the gradients of one matrix: linear, and <S(G), S(H)> is <G, H> on average.
 
-    R and Q are count sketches (Charikar et al. 2002): row or column i goes to bucket i mod n with a random sign,
-    n drawn from ``dim`` to 5/4 ``dim`` so that which ones share a bucket is drawn too. An outer product
-    is folded before it is multiplied out: linear in tokens, G is never formed, and a fold is no
-    multiplication by a matrix. A side no longer than ``dim`` stays as it is. The relative error of an
-    inner product falls as 1 / sqrt(dim), as it does for dense random signs.
+    R and Q are count sketches (Charikar et al. 2002) with buckets in turn: row or column i goes to bucket
+    i mod n with a random sign. n is the first number from ``dim`` to 5/4 ``dim`` that divides the side, and
+    ``dim`` if none does. An outer product is folded before it is multiplied out: linear in tokens, G is never
+    formed, and a fold is no multiplication by a matrix. A side no longer than ``dim`` stays as it is. The
+    relative error of an inner product falls as 1 / sqrt(dim), as it does for dense random signs.
 
     Args:
         name: the parameter; with ``seed`` it decides the signs.
@@ -43,10 +47,9 @@ class Sketch:
         def side(length: int) -> Fold | None:
             if length <= dim:
                 return None
-            step = 8 if dim >= 32 and dim % 8 == 0 else 1  # whole vectors of a processor
-            buckets = dim + step * int(torch.randint(0, dim // 4 // step + 1, (), generator=generator))
+            whole = (buckets for buckets in range(dim, dim + dim // 4 + 1) if length % buckets == 0)
             bits = torch.randint(0, 2, (length,), generator=generator, dtype=torch.int8)
-            return Fold((2 * bits.to(dtype) - 1).to(device), min(buckets, length))
+            return Fold((2 * bits.to(dtype) - 1).to(device), next(whole, dim))
 
         self.rows, self.columns = side(shape[0]), side(shape[1])
 
@@ -136,6 +139,25 @@ class Fold:
             A tensor whose last dimension is the buckets.
         """
         signs = self.signs.to(tensor.dtype) if scale is None else self.signs.to(tensor.dtype) * scale
+        return self._convolved(tensor, signs) if self._convolves(tensor) else self._added(tensor, signs)
+
+    def _convolves(self, tensor: Tensor) -> bool:
+        return (
+            tensor.device.type == "cpu"
+            and tensor.dtype == torch.float32
+            and tensor.shape[-1] % self.buckets == 0
+            and tensor.is_contiguous()
+            and tensor.numel() >= WORTH_IT
+            and torch.backends.mkldnn.is_available()  # others' depthwise convolution is slow
+        )
+
+    def _convolved(self, tensor: Tensor, signs: Tensor) -> Tensor:
+        """Each bucket a channel, the entries that share it a row of pixels: one pass over memory, with no copy."""
+        stacked = tensor.view(-1, 1, tensor.shape[-1] // self.buckets, self.buckets).permute(0, 3, 1, 2)
+        weight = signs.view(-1, self.buckets).T.reshape(self.buckets, 1, 1, -1)
+        return F.conv2d(stacked, weight, groups=self.buckets).view(*tensor.shape[:-1], self.buckets)
+
+    def _added(self, tensor: Tensor, signs: Tensor) -> Tensor:
         whole = tensor.shape[-1] // self.buckets * self.buckets
         out = tensor.new_empty(*tensor.shape[:-1], self.buckets)
         step = len(tensor) if tensor.device.type != "cpu" else max(1, BLOCK * len(tensor) // max(1, tensor.numel()))
