@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from winnow.gradients.in_pieces import pieces
 from winnow.losses import example_losses
 from winnow.scorer import Scorer
+from winnow.selection import Selection
 from winnow.selectors import FilterWeight, MaxLoss
 from winnow.update import weighted_backward
 
@@ -193,12 +194,17 @@ class Bench:
         self.optimizer.zero_grad()
 
     def select(self) -> None:
-        """Score, select, and step on the weighted gradient; brute force scores alone."""
+        """Score, select, and step on the weighted gradient of k candidates; brute force scores alone."""
         if self.case.brute:
             self._brute()
             return
         signals = self.scorer(self.pool, self.target, self.selector.needs)
         selection = self.selector(signals, self.generator)
+        if len(selection) != self.case.keep:
+            # Of random tokens no candidate may help the target, and the solver keeps one: k are to be paid for.
+            assert signals.alignment is not None
+            index = signals.alignment.topk(self.case.keep).indices.sort().values
+            selection = Selection(index, torch.ones(self.case.keep))
         if self.pool["labels"].is_cuda:
             torch.cuda.synchronize()
         self.chosen_at = perf_counter()

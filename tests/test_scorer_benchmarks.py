@@ -38,6 +38,20 @@ def test_every_case_steps_on_both_sides(case: Case) -> None:
     assert all(parameter.grad is None for parameter in after)
 
 
+@pytest.mark.parametrize("case", [case for case in cases(quick=False) if not case.brute], ids=lambda case: case.name)
+def test_the_update_is_that_of_k_candidates(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the solver finds fewer of use, as it does among random tokens."""
+    bench, kept = Bench(tiny(case), TINY, CPU, torch.float32), []
+    update = bench.scorer.assign_update
+    monkeypatch.setattr(bench.scorer, "assign_update", lambda found: (kept.append(len(found.index)), update(found)))
+    monkeypatch.setattr(
+        "benchmarks.cases.weighted_backward", lambda model, pool, found, micro_batch: kept.append(len(found.index))
+    )
+    for _ in range(3):
+        bench.select()
+    assert kept == [2, 2, 2]
+
+
 def test_the_one_pass_side_makes_the_update_that_plain_training_of_the_kept_would() -> None:
     bench = Bench(tiny(cases(quick=False)[0]), TINY, CPU, torch.float64)
     bench.plain()

@@ -54,7 +54,8 @@ class AdamRule:
         if steps(state) == 0:
             return Identity() if mean is None else Diagonal(1 / (mean().abs() + group["eps"]))
         correction = 1 - group["betas"][1] ** steps(state)
-        return Diagonal(1 / ((self.second_moment(group, state) / correction).sqrt() + group["eps"]))
+        moment = self.second_moment(group, state) / correction  # a copy: the rest is in place
+        return Diagonal(moment.sqrt_().add_(group["eps"]).reciprocal_())
 
     def momentum(self, group: Group, state: State) -> Float[Tensor, "*shape"] | None:
         """beta1 m / (1 - beta1^t), t counting the coming step.

@@ -30,9 +30,11 @@ def quiet(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)), _uncompiled(model), _not_reentrant(model):
+    modules = list(model.modules())  # once: a walk through a large model takes milliseconds
+    flags = [(module, module.training) for module in modules]
+    parameters = [parameter for module in modules for parameter in module._parameters.values() if parameter is not None]
+    devices = {parameter.device for parameter in parameters if parameter.is_cuda}
+    with torch.random.fork_rng(devices=list(devices)), _uncompiled(modules), _not_reentrant(modules):
         try:
             if functional_dropout(model):
                 model.eval()
@@ -45,19 +47,17 @@ def quiet(model: nn.Module) -> Iterator[None]:
                 module.training = flag
 
 
-def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
-    if not any(
-        module.__dict__.get("_compiled_call_impl") or "_orig_mod" in module._modules for module in model.modules()
-    ):
+def _uncompiled(modules: list[nn.Module]) -> AbstractContextManager[object]:
+    if not any(module.__dict__.get("_compiled_call_impl") or "_orig_mod" in module._modules for module in modules):
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager
-def _not_reentrant(model: nn.Module) -> Iterator[None]:
+def _not_reentrant(modules: list[nn.Module]) -> Iterator[None]:
     held: list[tuple[nn.Module, Any]] = []
     try:
-        for module in model.modules():
+        for module in modules:
             function: Any = module.__dict__.get("_gradient_checkpointing_func")  # of Hugging Face's layers
             if function is checkpoint or getattr(function, "keywords", {}).get("use_reentrant"):
                 held.append((module, function))
