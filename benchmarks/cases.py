@@ -203,8 +203,8 @@ class Bench:
         if len(selection) != self.case.keep:
             # Of random tokens no candidate may help the target, and the solver keeps one: k are to be paid for.
             assert signals.alignment is not None
-            index = signals.alignment.topk(self.case.keep).indices.sort().values
-            selection = Selection(index, torch.ones(self.case.keep))
+            best = signals.alignment.topk(self.case.keep).indices.to(selection.index.device)
+            selection = Selection(best.sort().values, selection.weight.new_ones(self.case.keep))
         if self.pool["labels"].is_cuda:
             torch.cuda.synchronize()
         self.chosen_at = perf_counter()

@@ -9,32 +9,16 @@ import scipy.optimize
 import torch
 
 from tests.cases import Pool
+from tests.choosing import choose, chosen, frequencies
 from winnow import selectors
 from winnow.selectors.selective_backprop import percentiles
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
 
 
-def choose(selector, pool, seed=0):
-    return selector(pool.signals(selector.needs), torch.Generator().manual_seed(seed))
-
-
 def best(scores, k=4):
     """Positions of the k largest of a list of numbers."""
     return sorted(sorted(range(len(scores)), key=lambda i: -scores[i])[:k])
-
-
-def chosen(selector, pool, seed=0):
-    selection = choose(selector, pool, seed)
-    assert selection.weight.tolist() == [1.0] * len(selection)
-    return selection.index.tolist()
-
-
-def frequencies(selector, pool, times=250):
-    counts = torch.zeros(len(pool))
-    for seed in range(times):
-        counts[choose(selector, pool, seed).index] += 1
-    return counts / times
 
 
 # By loss

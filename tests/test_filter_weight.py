@@ -7,21 +7,10 @@ import scipy.optimize
 import torch
 
 from tests.cases import Pool
+from tests.choosing import choose, described
 from winnow import weights
 from winnow.selectors import FilterWeight
 from winnow.signals import Needs
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def choose(selector, pool, seed=0, dtype=torch.float64):
-    return selector(pool.signals(selector.needs, dtype), generator(seed))
-
-
-def described(selection):
-    return selection.index.tolist(), selection.weight.tolist()
 
 
 @pytest.mark.parametrize(

@@ -5,28 +5,12 @@ import pytest
 import torch
 
 from tests.cases import Pool
+from tests.choosing import choose, frequencies
 from winnow import selectors
 from winnow.ledger import Ledger
 from winnow.selection import Selection
 from winnow.selectors.oracle import PATIENCE
 from winnow.signals import META, Needs
-
-
-def choose(selector, pool, seed=0):
-    return selector(pool.signals(selector.needs), torch.Generator().manual_seed(seed))
-
-
-def chosen(selector, pool, seed=0):
-    selection = choose(selector, pool, seed)
-    assert selection.weight.tolist() == [1.0] * len(selection)
-    return selection.index.tolist()
-
-
-def frequencies(selector, pool, times=250):
-    counts = torch.zeros(len(pool))
-    for seed in range(times):
-        counts[choose(selector, pool, seed).index] += 1
-    return counts / times
 
 
 def recorded(folder, steps):

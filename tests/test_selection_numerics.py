@@ -8,6 +8,7 @@ import pytest
 import scipy.optimize
 import torch
 
+from tests.choosing import generator
 from tests.reference import normal
 from winnow.active_set import minimise
 from winnow.bounded_simplex import minimise_bounded, project
@@ -15,10 +16,6 @@ from winnow.facility import cluster_sizes, distances, medoids
 from winnow.sampling import boltzmann, without_replacement
 
 TIMES = 800  # draws; tolerances are four standard deviations
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 # Facility location

@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.cases import CASES, Case, Pool
+from tests.choosing import choose, described, generator
 from winnow import selectors
 from winnow.selectors import GradMatch, GradNorm, Greats, Selector
 from winnow.selectors.grad_norm import importance_weights
@@ -26,18 +27,6 @@ def over(cases):
 
 
 every_case = over([case for case in CASES if case.contract])
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def choose(selector, pool, seed=0, dtype=torch.float64):
-    return selector(pool.signals(selector.needs, dtype), generator(seed))
-
-
-def described(selection):
-    return selection.index.tolist(), selection.weight.tolist()
 
 
 # The files that belong to a selector
