@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from typing import Any
 
 import hydra
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
+
+NULL = {"None", "NoneType", "Optional"}
+NUMBERS = {"int", "float", "Tensor", "torch.Tensor", "Union", *NULL}
+"""Words of the annotations of numbers, which take no text."""
 
 
 class BuildError(CompactHydraException):
@@ -55,10 +61,17 @@ def build(node: Any, **extra: Any) -> Any:
         The object. For a node with ``_partial_``, a function of the arguments that are left.
 
     Raises:
-        BuildError: the component refused its arguments, now or when the rest of them is given.
+        BuildError: an argument that is to be a number is none, or the component refused its arguments, now or when
+            the rest of them is given.
     """
     key = str(node._get_full_key(None))
     with blaming(key):
+        target = node.get("_target_")
+        if isinstance(target, str):
+            with suppress(Exception):  # instantiate says what is wrong with a target
+                target = hydra.utils.get_object(target)
+        if callable(target):
+            check_numbers(target, node, key)
         built = hydra.utils.instantiate(node, _convert_="all", **extra)
     if not isinstance(built, partial):
         return built
@@ -69,6 +82,33 @@ def build(node: Any, **extra: Any) -> Any:
             return built(*arguments, **more)
 
     return complete
+
+
+def check_numbers(target: Callable[..., Any], values: Mapping[str, Any], key: str = "") -> None:
+    """Refuse text, and a fraction for a whole number, by what a target's signature says.
+
+    Args:
+        target: what is to be called.
+        values: its arguments by name; others are passed over.
+        key: config key of the group they are in; empty for the top.
+
+    Raises:
+        ValueError: an argument that is to be a number is none; names its config key.
+    """
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # some built-in callables have no signature
+        return
+    for name in parameters.keys() & values.keys():
+        annotation = inspect.formatannotation(parameters[name].annotation)
+        kinds = set(re.findall(r"[\w.]+", annotation))
+        if not kinds & {"int", "float"} or not kinds <= NUMBERS:
+            continue
+        value = values[name]
+        fraction = isinstance(value, float) and "float" not in kinds and not value.is_integer()
+        if isinstance(value, str) or fraction:
+            what = ("a number" if "float" in kinds else "a whole number") + (" or null" if kinds & NULL else "")
+            raise ValueError(f"{key}{'.' if key else ''}{name} must be {what}, got {value!r}")
 
 
 def build_all(node: DictConfig | None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from winnow.callbacks import AtomicCheckpointIO, Records
 from winnow.data import Corpus, SelectionDataModule
 from winnow.evaluation import evaluate
 from winnow.folder import claim, earlier_job, occupied
-from winnow.instantiate import BuildError, blaming, build, build_all, plain
+from winnow.instantiate import BuildError, blaming, build, build_all, check_numbers, plain
 from winnow.ledger import composition
 from winnow.models import LanguageModel
 from winnow.module import SelectionModule
@@ -174,6 +174,7 @@ def left_as_found() -> Iterator[None]:
 def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     """Build everything, and refuse here whatever would be refused later, before the first evaluation."""
     check(cfg)
+    check_numbers(SelectionModule, cfg)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     parts.language = build(cfg.model)
     parts.corpus = build(cfg.data.corpus)
@@ -181,6 +182,7 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
         log.warning("data: %d examples left out: %s", count, reason)
     options = {name: value for name, value in plain(cfg.data).items() if name != "corpus"}
     with blaming("data"):
+        check_numbers(SelectionDataModule, options, "data")
         parts.data = SelectionDataModule(parts.corpus, parts.language.tokenizer, seed=cfg.seed, **options)
     parts.preparation = preparation(_prepared(cfg))
     selector = build(cfg.selector)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from winnow.data import Corpus, Example, SelectionDataModule, collate, encode
 from winnow.data.encode import describe, pad_token_id
-from winnow.instantiate import BuildError, blaming, build, plain
+from winnow.instantiate import BuildError, blaming, build, check_numbers, plain
 from winnow.losses import response_tokens
 from winnow.module import SelectionModule
 from winnow.offline.checkpoints import Checkpoint, read_checkpoints, warm_up
@@ -96,6 +96,7 @@ def _by_selector(cfg: DictConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[Co
     language = build(cfg.model)
     options = {name: value for name, value in plain(cfg.data).items() if name != "corpus"}
     with blaming("data"):
+        check_numbers(SelectionDataModule, options, "data")
         data = SelectionDataModule(corpus, language.tokenizer, seed=cfg.seed, **options)
     corpus = data.corpus
     trainer = build(
