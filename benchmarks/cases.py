@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -109,8 +109,13 @@ def cases(quick: bool) -> list[Case]:
     ]
     if not quick:
         return full
-    few = {"pool": 8, "target": 4, "keep": 4, "tokens": 128}
-    return [Case(**{**case.__dict__, "bar": None, **(few if case.tokens < 1000 else {"tokens": 512})}) for case in full]
+    few: dict[str, Any] = {"pool": 8, "target": 4, "keep": 4, "tokens": 128}
+    return [
+        replace(case, bar=None, **few)
+        if case.tokens < 1000
+        else replace(case, bar=None, tokens=512, name=case.name.replace("2048", "512"))
+        for case in full
+    ]
 
 
 def gpu_cases() -> list[Case]:
