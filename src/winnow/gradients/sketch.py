@@ -152,10 +152,12 @@ class Fold:
         )
 
     def _convolved(self, tensor: Tensor, signs: Tensor) -> Tensor:
-        """Each bucket a channel, the entries that share it a row of pixels: one pass over memory, with no copy."""
-        stacked = tensor.view(-1, 1, tensor.shape[-1] // self.buckets, self.buckets).permute(0, 3, 1, 2)
+        """Each bucket a channel, the entries that share it neighbouring pixels: one pass over memory, with no copy."""
+        pixels = tensor.view(len(tensor), 1, -1, self.buckets).permute(0, 3, 1, 2)
         weight = signs.view(-1, self.buckets).T.reshape(self.buckets, 1, 1, -1)
-        return F.conv2d(stacked, weight, groups=self.buckets).view(*tensor.shape[:-1], self.buckets)
+        # All tokens of an example are one line of pixels: a call of the kernel for each token costs more.
+        folded = F.conv2d(pixels, weight, stride=(1, weight.shape[-1]), groups=self.buckets)
+        return folded.permute(0, 2, 3, 1).reshape(*tensor.shape[:-1], self.buckets)
 
     def _added(self, tensor: Tensor, signs: Tensor) -> Tensor:
         whole = tensor.shape[-1] // self.buckets * self.buckets
