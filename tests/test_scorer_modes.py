@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.families import build, double, ragged
+from tests.projections import projections
 from tests.reference import normal, relative, warmed_up
 from winnow.geometry import Diagonal, Identity, RankOne
 from winnow.geometry.base import Preconditioner
@@ -16,7 +17,7 @@ from winnow.gradients.ghost import ghost_is_cheaper
 from winnow.gradients.method import Method
 from winnow.gradients.outer_product import OuterProduct
 from winnow.gradients.products import Products, Target
-from winnow.gradients.sketch import WORTH_IT, Sketch
+from winnow.gradients.sketch import Sketch
 from winnow.losses import example_losses
 from winnow.scorer import Scorer, TargetNotFinite
 from winnow.selection import Selection
@@ -236,18 +237,6 @@ def test_token_products_where_they_are_cheap_and_never_where_tokens_are_long(mon
     assert taken == [2, 2]
 
 
-def matrices(sketch: Sketch) -> tuple[Tensor, Tensor]:
-    """R and Q of S(G) = R^T G Q: one sign in every row, in column i mod the number of buckets."""
-    found = []
-    for side in (sketch.rows, sketch.columns):
-        assert side is not None and set(side.signs.tolist()) == {-1, 1}
-        place = torch.arange(len(side.signs))
-        matrix = torch.zeros(len(place), side.buckets, dtype=torch.float64)
-        matrix[place, place % side.buckets] = side.signs
-        found.append(matrix)
-    return found[0], found[1]
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_sketches_no_smaller_than_a_matrix_are_exact(form: str) -> None:
     needs = Needs(alignment=1, gram=1, norms=2)
@@ -287,7 +276,7 @@ def test_sketches_and_an_elementwise_p() -> None:
     assert relative(got.gram, exact.gram) < 1e-12 and relative(got.alignment, exact.alignment) < 1e-12  # type: ignore[arg-type]
     moved = products(outer(), p, Needs(alignment=1, gram=0), mode="sketch", sketch_dim=3, seed=5)
     sketch = Sketch("w", torch.Size((12, 10)), 3, 5, torch.device("cpu"), torch.float64)
-    r, q = matrices(sketch)
+    r, q = projections(sketch)
     g, v = outer().rows(slice(None)), outer(seed=20, batch=3).combine(SHARES)
     s = (r.T @ g @ q).flatten(1)
     assert relative(moved.gram, s @ s.T) < 1e-12  # type: ignore[arg-type]
@@ -301,26 +290,12 @@ def test_a_sketch_is_the_projection_of_the_gradient(kind: str) -> None:
     dense, plain = Dense(normal(2, 12, 10, seed=4)), outer(batch=2)
     factor: Factor = {"outer": plain, "scatter": scatter, "dense": dense, "sum": Sum([plain, scatter, dense])}[kind]
     sketch = Sketch("w", factor.shape, 4, 0, torch.device("cpu"), torch.float64)
-    r, q = matrices(sketch)
+    r, q = projections(sketch)
     g = factor.rows(slice(None))
     assert relative(sketch.factor(factor, 50), (r.T @ g @ q).flatten(1)) < 1e-12
     assert relative(sketch.tensor(g[0]), (r.T @ g[0] @ q).flatten()) < 1e-12
     other = Sketch("v", factor.shape, 4, 0, torch.device("cpu"), torch.float64)
     assert not torch.equal(sketch.rows.signs, other.rows.signs), "parameters have signs of their own"  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("width", [256, 130, 250])
-@pytest.mark.parametrize("strided", [False, True])
-def test_a_fold_is_the_same_however_it_is_taken(width: int, strided: bool) -> None:
-    """float64 is added up; float32 in one piece is convolved where buckets divide the side (64, 65, and not)."""
-    sketch = Sketch("w", torch.Size((width, width)), 64, 0, torch.device("cpu"), torch.float64)
-    assert sketch.columns is not None and sketch.columns.buckets == (65 if width == 130 else 64)
-    tensor, scale = normal(9, 240, width), normal(width, seed=1).exp()
-    matrix = matrices(sketch)[1]
-    single = tensor.float().transpose(0, 1).contiguous().transpose(0, 1) if strided else tensor.float()
-    assert single.numel() >= WORTH_IT
-    assert relative(sketch.fold_columns(tensor, scale), (tensor * scale) @ matrix) < 1e-12
-    assert relative(sketch.fold_columns(single, scale.float()).double(), (tensor * scale) @ matrix) < 1e-6
 
 
 @pytest.mark.parametrize("form", [*FORMS, "diagonal"])

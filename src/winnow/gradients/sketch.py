@@ -153,7 +153,8 @@ class Fold:
 
     def _convolved(self, tensor: Tensor, signs: Tensor) -> Tensor:
         """Each bucket a channel, the entries that share it neighbouring pixels: one pass over memory, with no copy."""
-        pixels = tensor.view(len(tensor), 1, -1, self.buckets).permute(0, 3, 1, 2)
+        line = tensor.shape[-2:].numel() // self.buckets
+        pixels = tensor.view(-1, 1, line, self.buckets).permute(0, 3, 1, 2)
         weight = signs.view(-1, self.buckets).T.reshape(self.buckets, 1, 1, -1)
         # All tokens of an example are one line of pixels: a call of the kernel for each token costs more.
         folded = F.conv2d(pixels, weight, stride=(1, weight.shape[-1]), groups=self.buckets)
