@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,3 +86,44 @@ def test_a_norm_of_two_inputs_is_called_again() -> None:
     call = Call((x, gate), {}, (grad,), frozenset(), frozenset({0, 1}))
     found = rule_for(module)(module, call, ["weight"])["weight"].rows(slice(None))
     torch.testing.assert_close(found, one_by_one(module, grad, x, gate), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "dtype", "weight", "used"),
+    [
+        (LlamaRMSNorm, torch.float32, 0.5, True),
+        (GemmaRMSNorm, torch.float32, 0.5, True),
+        (nn.RMSNorm, torch.float64, -2.0, True),
+        (LlamaRMSNorm, torch.float32, 0.0, False),  # the output says nothing of the input
+        (LlamaRMSNorm, torch.float32, 1e-35, False),  # the output is short of digits
+        (GemmaRMSNorm, torch.float32, -1.0, False),
+        (LlamaRMSNorm, torch.bfloat16, 0.5, False),  # the output is rounded once more
+    ],
+)
+def test_gradients_of_the_weight_from_the_output(
+    build: Callable[[int], nn.Module],
+    dtype: torch.dtype,
+    weight: float,
+    used: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is not to be looked at is NaN: the input where the output serves, and the output elsewhere."""
+    monkeypatch.setattr(rms_norm, "_agrees", {})
+    module = build(16).to(dtype)
+    x, grad = normal(4, 5, 16).to(dtype), normal(4, 5, 16, seed=1).to(dtype)
+    call = Call((x,), {}, (grad,), frozenset(), frozenset({0}))
+    rule_for(module)(module, call, ["weight"])  # the first call of a class compares
+    with torch.no_grad():
+        module.weight.copy_(normal(16, seed=2))  # type: ignore[operator, union-attr]
+        module.weight[3] = weight  # type: ignore[index, operator]
+        y = module(x)
+    blank = torch.full_like(x, torch.nan)
+    seen = replace(call, args=(blank,), output=y) if used else replace(call, output=blank)
+    found = rule_for(module)(module, seen, ["weight"])["weight"].rows(slice(None))
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
+    torch.testing.assert_close(found, one_by_one(module, grad, x), atol=tolerance, rtol=tolerance)
+
+
+def test_outputs_are_asked_of_norms_on_a_cpu() -> None:
+    assert rms_norm.asks_output(LlamaRMSNorm(4)) and not rms_norm.asks_output(LlamaRMSNorm(4).to("meta"))
+    assert not rms_norm.asks_output(nn.Linear(4, 4))

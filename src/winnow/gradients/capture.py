@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from winnow.gradients.factors import Factor, Sum
+from winnow.gradients.rms_norm import asks_output
 from winnow.gradients.rules import Call, differentiable, rule_for
 from winnow.packing import Packing
 
@@ -125,7 +126,7 @@ class Capture:
         for parameter, _ in self._flags:
             parameter.requires_grad_(False)
         for module, (path, names) in self.owners.items():
-            self._handles.append(module.register_forward_hook(self._hook(path, names), with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._hook(module, path, names), with_kwargs=True))
         return self
 
     def __exit__(
@@ -174,7 +175,9 @@ class Capture:
         parts = self._arrived.pop(name)
         self.on_gradient(name, parts[0] if len(parts) == 1 else Sum(parts))
 
-    def _hook(self, path: str, names: Mapping[str, str]) -> Callable[..., Any]:
+    def _hook(self, module: nn.Module, path: str, names: Mapping[str, str]) -> Callable[..., Any]:
+        rule, with_output = rule_for(module), asks_output(module)
+
         def hook(
             module: nn.Module,
             args: tuple[Any, ...],
@@ -194,33 +197,31 @@ class Capture:
                     self._expected[name] += 1
             slots: dict[int | str, Any] = dict(enumerate(args)) | kwargs
             places = [key for key, value in slots.items() if isinstance(value, Tensor)]
-            constants: dict[int | str, Any] = {key: value for key, value in slots.items() if key not in places}
+            constants = {key: value for key, value in slots.items() if not isinstance(value, Tensor)}
             outputs = differentiable(output)
             if self.packing is not None and any(map(self.packing.ambiguous, outputs)):
                 self.ambiguous = True
             device = outputs[0].device.type
-            autocast = (
-                torch.is_autocast_enabled(device),
-                torch.get_autocast_dtype(device),
-            )
+            autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
             def receive(inputs: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> None:
                 try:
-                    call = self._call(path, module, {**constants, **dict(zip(places, inputs, strict=True))}, grads)
+                    slots = {**constants, **dict(zip(places, inputs, strict=False))}
+                    call = self._call(path, module, slots, grads, inputs[-1] if with_output else None)
                 except CaptureError as error:
                     error.names = tuple(names.values())
                     raise
                 self._inside_rule = True  # the generic rule calls the module again
                 try:
                     # A rule that calls the module again needs the autocast it was called under; backward has none.
-                    with torch.autocast(device, dtype=autocast[1]) if autocast[0] else nullcontext():
-                        factors = rule_for(module)(module, call, tuple(names))
+                    with nullcontext() if autocast is None else torch.autocast(device, dtype=autocast):
+                        factors = rule(module, call, tuple(names))
                 finally:
                     self._inside_rule = False
                 for local, factor in factors.items():
                     self._add(names[local], factor)
 
-            saved = (slots[key].detach() for key in places)
+            saved = [slots[key].detach() for key in places] + [outputs[0].detach()] * with_output
             probed = iter(Probe.apply(receive, self.anchor, len(outputs), *outputs, *saved))
             if isinstance(output, Tensor):
                 return next(probed)
@@ -234,7 +235,14 @@ class Capture:
         if len(self._arrived[name]) == self._expected[name]:
             self._deliver(name)
 
-    def _call(self, path: str, module: nn.Module, slots: Mapping[int | str, Any], grads: tuple[Tensor, ...]) -> Call:
+    def _call(
+        self,
+        path: str,
+        module: nn.Module,
+        slots: Mapping[int | str, Any],
+        grads: tuple[Tensor, ...],
+        output: Tensor | None,
+    ) -> Call:
         grads = tuple(self._split(path, module, grad)[0] for grad in grads)
         flat: set[int | str] = set()
         batched: set[int | str] = set()
@@ -248,7 +256,9 @@ class Capture:
             split[key] = value
         args = tuple(split[key] for key in sorted(key for key in split if isinstance(key, int)))
         kwargs = {key: value for key, value in split.items() if isinstance(key, str)}
-        return Call(args, kwargs, grads, frozenset(flat), frozenset(batched))
+        if output is not None:
+            output = self._split(path, module, output)[0]
+        return Call(args, kwargs, grads, frozenset(flat), frozenset(batched), output)
 
     def _by_example(self, tensor: Tensor) -> bool:
         if self.packing is not None:

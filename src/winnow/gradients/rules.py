@@ -33,6 +33,7 @@ class Call:
         grads: gradient of the loss with respect to the output, or to each floating-point tensor of it.
         flat: names of the arguments (position or key) that the module saw as [batch * tokens, ...].
         batched: names of the arguments that belong to examples.
+        output: the output, if :func:`winnow.gradients.rms_norm.asks_output` of the module.
     """
 
     args: tuple[Any, ...]
@@ -40,6 +41,7 @@ class Call:
     grads: tuple[Tensor, ...]
     flat: frozenset[int | str]
     batched: frozenset[int | str]
+    output: Tensor | None = None
 
     @property
     def grad(self) -> Float[Tensor, " batch *out"]:
@@ -202,7 +204,7 @@ def rms_norm(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, F
 
     plain = len(call.args) + len(call.kwargs) == 1 and call.input.shape == call.grad.shape
     if plain and agrees(module, call.input.dtype, by_calling):
-        return {name: Dense(weight_gradient(module, call.input, call.grad)) for name in names}
+        return {name: Dense(weight_gradient(module, call.input, call.grad, call.output)) for name in names}
     return generic(module, call, names)
 
 
