@@ -63,14 +63,29 @@ class AdafactorRule:
         floor, smallest_scale = group["eps"]
         floor = torch.finfo(parameter.dtype).eps if floor is None else floor
         norm = torch.linalg.vector_norm(parameter.detach())
-        size = max(float(smallest_scale), float(norm) / parameter.numel() ** 0.5)
         if "variance" in state:
-            return Diagonal(size / wide(state["variance"]).clamp_min(floor**2).sqrt())
+            return Diagonal(_size(float(norm), parameter, smallest_scale) / _clamped(state["variance"], floor).sqrt())
         row, column = wide(state["row_var"]), wide(state["col_var"])
-        row = row / row.mean(-2, keepdim=True).clamp_min(floor)
-        if row.ndim > 2 or not float(row.min()) * float(column.min()) >= floor**2:
-            return Diagonal(size / (row @ column).clamp_min(floor**2).sqrt())
-        return RankOne(row.squeeze(-1).rsqrt() * size, column.squeeze(-2).rsqrt())
+        if row.ndim > 2:
+            row = row / row.mean(-2, keepdim=True).clamp_min(floor)
+            return Diagonal(_size(float(norm), parameter, smallest_scale) / _clamped(row @ column, floor).sqrt())
+        # One wait for a GPU.
+        found = torch.stack([norm.to(row.dtype), row.mean(), row.min(), column.min()]).tolist()
+        size, mean_row = _size(found[0], parameter, smallest_scale), max(found[1], floor)
+        if not found[2] / mean_row * found[3] >= floor**2:
+            return Diagonal(size / _clamped(row / mean_row @ column, floor).sqrt())
+        return RankOne(row.squeeze(-1).rsqrt() * (size * mean_row**0.5), column.squeeze(-2).rsqrt())
+
+    def small(self, state: State) -> bool:
+        """Rows and columns of a matrix that has a state.
+
+        Args:
+            state: a parameter's state.
+
+        Returns:
+            Whether they are in it.
+        """
+        return steps(state) > 0 and "row_var" in state and state["row_var"].ndim == 2
 
     def momentum(self, group: Group, state: State) -> None:
         """Nothing: Adafactor has no momentum.
@@ -79,3 +94,11 @@ class AdafactorRule:
             group: ignored.
             state: ignored.
         """
+
+
+def _size(norm: float, parameter: torch.nn.Parameter, smallest: float) -> float:
+    return max(float(smallest), norm / parameter.numel() ** 0.5)
+
+
+def _clamped(moment: Tensor, floor: float) -> Tensor:
+    return wide(moment).clamp_min(floor**2)

@@ -57,6 +57,17 @@ class AdamRule:
         moment = self.second_moment(group, state) / correction  # a copy: the rest is in place
         return Diagonal(moment.sqrt_().add_(group["eps"]).reciprocal_())
 
+    def small(self, state: State) -> bool:
+        """Never: P is as large as the parameter.
+
+        Args:
+            state: ignored.
+
+        Returns:
+            False.
+        """
+        return False
+
     def momentum(self, group: Group, state: State) -> Float[Tensor, "*shape"] | None:
         """beta1 m / (1 - beta1^t), t counting the coming step.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -47,6 +47,13 @@ class Geometry(Protocol):
             mean: the pool's mean gradient, computed when called: used before the state exists.
         """
 
+    def ready(self, parameters: Mapping[str, torch.nn.Parameter]) -> Mapping[str, Preconditioner]:
+        """P of those parameters that can have it ahead: it takes little memory, and no gradient.
+
+        Args:
+            parameters: those that take part, by name.
+        """
+
     def momentum(self, parameter: torch.nn.Parameter, name: str) -> Float[Tensor, "*shape"] | None:
         """What momentum will add to the next update, in units of the gradient; None if nothing."""
 
@@ -62,6 +69,9 @@ class Rule(Protocol):
         self, parameter: torch.nn.Parameter, group: Group, state: State, mean: Callable[[], Tensor] | None
     ) -> Preconditioner:
         """P, without the step size. ``mean`` is None where P before the first step is to be the identity."""
+
+    def small(self, state: State) -> bool:
+        """Whether P takes much less memory than the parameter, and no gradient."""
 
     def momentum(self, group: Group, state: State) -> Tensor | None:
         """What momentum adds to the gradient's own share of the update, before P."""

@@ -61,6 +61,17 @@ class MuonRule:
         rows, columns = frozen.shape
         return OneSided(values * _shape_factor(group["adjust_lr_fn"], rows, columns), vectors, right=rows > columns)
 
+    def small(self, state: State) -> bool:
+        """Never: P is a square matrix, and its eigenvectors.
+
+        Args:
+            state: ignored.
+
+        Returns:
+            False.
+        """
+        return False
+
     def momentum(self, group: Group, state: State) -> Float[Tensor, "rows columns"] | None:
         """The momentum times the buffer; with Nesterov, momentum squared * buffer.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,17 @@ class IdentityGeometry:
             The identity.
         """
         return Identity()
+
+    def ready(self, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, Preconditioner]:
+        """P = I of every parameter.
+
+        Args:
+            parameters: those that take part, by name.
+
+        Returns:
+            The identity by name.
+        """
+        return dict.fromkeys(parameters, Identity())
 
     def momentum(self, parameter: torch.nn.Parameter, name: str) -> None:
         """Nothing.
@@ -80,6 +91,17 @@ class SGDRule:
             The identity.
         """
         return Identity()
+
+    def small(self, state: State) -> bool:
+        """Always: P = I.
+
+        Args:
+            state: ignored.
+
+        Returns:
+            True.
+        """
+        return True
 
     def momentum(self, group: Group, state: State) -> Float[Tensor, "*shape"] | None:
         """The momentum times the buffer; with Nesterov, momentum squared * buffer.

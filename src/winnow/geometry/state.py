@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -60,6 +60,21 @@ class StateGeometry:
         found = self.rule(group).preconditioner(parameter, group, self._state(parameter), first)
         rates = self._rates()
         return scaled(found, self._size(parameter, group, rates) / self._reference(rates))
+
+    def ready(self, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, Preconditioner]:
+        """P of those parameters that can have it ahead: it takes little memory, and no gradient.
+
+        Args:
+            parameters: those that take part, by name.
+
+        Returns:
+            What :meth:`preconditioner` gives, by name.
+        """
+        found = {}
+        for name, parameter in parameters.items():
+            if self.rule(self._group(parameter, name)).small(self._state(parameter)):
+                found[name] = self.preconditioner(parameter, name, parameter.detach)
+        return found
 
     def momentum(self, parameter: torch.nn.Parameter, name: str) -> Float[Tensor, "*shape"] | None:
         """What momentum adds to the coming update, in units of the gradient.

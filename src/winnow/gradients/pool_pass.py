@@ -151,18 +151,21 @@ class PoolPass:
         total = len(batch["input_ids"])
         products: Products | None = None
         share = torch.empty(0)
+        # In one go: between layers, the code and data of so many small operations are out of the cache.
+        ready = self.geometry.ready(self.parameters)
 
         def add(name: str, factor: Factor) -> None:
             nonlocal products
+            candidates = factor.examples(slice(0, size))
             if kept is not None:
-                kept.add(name, factor.examples(slice(0, size)))
+                kept.add(name, candidates)
             if name not in self.parameters:
                 return
             if products is None:
                 products = Products(needs, size, factor.dtype, device, self.method, tasks=self.tasks)
             wide = accumulation_dtype(factor.dtype)
-            candidates = factor.examples(slice(0, size)).to(wide)
-            preconditioner = self.geometry.preconditioner(
+            candidates = candidates.to(wide)
+            preconditioner = ready.get(name) or self.geometry.preconditioner(
                 self.parameters[name], name, lambda: candidates.combine(share)
             )
             tau = examples = None
