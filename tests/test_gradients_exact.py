@@ -3,9 +3,11 @@
 import itertools
 
 import pytest
+import torch
 
 from tests.families import FAMILIES, build, double, ragged
-from tests.reference import diagonal, relative, slow_matrix, warmed_up
+from tests.reference import diagonal, normal, relative, slow_matrix, warmed_up
+from winnow.gradients.outer_product import LONG, OuterProduct
 from winnow.scorer import Scorer
 from winnow.signals import Needs
 
@@ -74,3 +76,26 @@ def test_tied_embedding_counts_both_uses_when_a_regex_names_it(family: str) -> N
         assert signals.gram is not None and signals.alignment is not None
         assert relative(signals.gram, (g * p) @ g.T) < TOLERANCE
         assert relative(signals.alignment, (g * p) @ tau) < TOLERANCE
+
+
+@pytest.mark.parametrize("tokens", [LONG, LONG - 1])
+@pytest.mark.parametrize(
+    ("shares", "index"),
+    [
+        ([0.5, 0.5, 0.5, 0.5, 0.5], None),
+        ([0.5, 0.5, 0.25, 1.0, 1.0], None),
+        ([0.5, 0.5, 0.5, 1.0], [0, 1, 3, 4]),
+        ([0.5, 0.5, 0.5], [4, 3, 3]),
+        ([0.5], [2]),
+        ([], []),
+    ],
+)
+def test_weighted_sums_of_neighbours_and_others(tokens: int, shares: list[float], index: list[int] | None) -> None:
+    """Neighbours of one weight go into one matmul where examples are long."""
+    row, column = normal(6, seed=2).exp(), normal(4, seed=3).exp()
+    factor = OuterProduct(normal(5, tokens, 6), normal(5, tokens, 4, seed=1), row, column)
+    weight = torch.tensor(shares, dtype=torch.float64)
+    chosen = list(range(5)) if index is None else index
+    expected = torch.tensordot(weight, factor.rows(slice(None))[chosen], dims=1)
+    found = factor.combine(weight, None if index is None else torch.tensor(index, dtype=torch.long))
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)

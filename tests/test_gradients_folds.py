@@ -15,13 +15,15 @@ def test_a_fold_is_the_same_however_it_is_taken(width: int, strided: bool) -> No
     sketch = Sketch("w", torch.Size((width, width)), 64, 0, torch.device("cpu"), torch.float64)
     assert sketch.columns is not None and sketch.columns.buckets == (65 if width == 130 else 64)
     tensor, scale = normal(9, 240, width), normal(width, seed=1).exp()
-    matrix = projections(sketch)[1]
+    rows, matrix = projections(sketch)
     single = tensor.float()
     single = single.transpose(0, 1).contiguous().transpose(0, 1) if strided else single
     assert sketch.columns._convolves(single) == (width != 250 and not strided and torch.backends.mkldnn.is_available())
     assert not sketch.columns._convolves(tensor)
     assert relative(sketch.fold_columns(tensor, scale), (tensor * scale) @ matrix) < 1e-12
     assert relative(sketch.fold_columns(single, scale.float()).double(), (tensor * scale) @ matrix) < 1e-6
+    whole = normal(width, width, seed=2)
+    assert relative(sketch.tensor(whole), (rows.T @ whole @ matrix).flatten()) < 1e-12
 
 
 @pytest.mark.parametrize("shape", [(2**18,), (2048, 128), (2, 8, 128, 128)])

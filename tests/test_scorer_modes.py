@@ -314,8 +314,10 @@ def test_sketching_candidates_and_target_as_one_changes_nothing(form: str, gram:
             Method("sketch", sketch_dim=3),
         )
         built.add("w", pool, p, Target(lambda: examples.combine(SHARES), examples, SHARES, together))
+        built.finish()
         found.append(built)
     assert relative(found[0].gram, found[1].gram) < 1e-12  # type: ignore[arg-type]
+    torch.testing.assert_close(found[0].target_square, found[1].target_square, equal_nan=True)
     assert relative(found[0].alignment, found[1].alignment) < 1e-12  # type: ignore[arg-type]
 
 

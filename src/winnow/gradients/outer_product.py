@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor
 from winnow.gradients.factors import Rows
 
 LONG = 128
-"""On a CPU, examples of at least this many tokens are combined one matmul each, others in one matmul of copies."""
+"""On a CPU, examples of at least this many tokens are combined one matmul each, or one for neighbours of one weight.
+
+Shorter ones, and all on other devices, are combined in one matmul of copies.
+"""
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,9 @@ class OuterProduct:
         if left.device.type == "cpu" and left.dtype in (torch.float32, torch.float64) and left.shape[1] >= LONG:
             # No copies of the factors. Half precision would be rounded at every addition.
             out = left.new_empty(self.shape)
-            chosen = range(len(left)) if index is None else index.tolist()
-            for number, (example, share) in enumerate(zip(chosen, weight.tolist(), strict=True)):
-                out.addmm_(left[example].T, right[example], alpha=share, beta=min(number, 1))
+            for number, (rows, share) in enumerate(_runs(weight.tolist(), None if index is None else index.tolist())):
+                tokens, others = left[rows].flatten(0, 1), right[rows].flatten(0, 1)
+                out.addmm_(tokens.T, others, alpha=share, beta=min(number, 1))
             return self._scale(out if len(weight) else out.zero_())
         if index is not None:
             left, right = left[index], right[index]
@@ -132,3 +136,13 @@ class OuterProduct:
         if self.row is not None:
             matrix = matrix * self.row[:, None]
         return matrix if self.column is None else matrix * self.column
+
+
+def _runs(shares: list[float], index: list[int] | None) -> Iterator[tuple[slice, float]]:
+    """Examples that are neighbours and have the same weight, as slices."""
+    chosen = range(len(shares)) if index is None else index
+    start = 0
+    for end in range(1, len(shares) + 1):
+        if end == len(shares) or shares[end] != shares[start] or chosen[end] != chosen[end - 1] + 1:
+            yield slice(chosen[start], chosen[end - 1] + 1), shares[start]
+            start = end

@@ -53,7 +53,7 @@ class Target:
 class Products:
     """Sums over parameters of K_ij = <g_i, P^p g_j>, b_i = <g_i, P^a tau> and ||P^(q/2) g_i||^2.
 
-    With ``needs.sketch`` K and b are inner products of CountSketches, once :meth:`finish` is called.
+    K and b are there once :meth:`finish` is called; with ``needs.sketch`` they are inner products of CountSketches.
 
     Args:
         needs: the powers p (``gram``), a (``alignment``), q (``norms``), and what else is to be summed.
@@ -88,6 +88,9 @@ class Products:
         self.task_alignment = zeros.repeat(tasks, 1) if needs.per_task else None
         self.task_squares = zeros.new_zeros(tasks) if needs.per_task else None
         self.curvature = zeros.clone() if needs.curvature else None
+        self._with_target: Tensor | None = None
+        """Inner products of sketches of candidates and target examples, all with all, summed until ``finish``."""
+        self._target_weight = zeros
         self._count = None if needs.sketch is None else CountSketch(needs.sketch, needs.sketch_seed)
         # One row more than the pool has: the target's.
         self._sketches = None if needs.sketch is None else zeros.new_zeros(size + 1, needs.sketch)
@@ -138,11 +141,15 @@ class Products:
             return "formed"
         in_place = self.method.mode == "sketch" and self.store is None
         joint = self._joint(preconditioner, half, target) if in_place else None
+        together = joint is not None and has_factors(joint)
         scaled = preconditioner.factor(factor, half) if joint is None else joint.examples(slice(0, len(factor)))
         sketched = in_place and has_factors(scaled)
-        aligned, kind = needs.alignment is None, "sketched" if sketched else "formed"
-        if sketched:
-            aligned = self._sketch(name, factor, scaled, joint, half, preconditioner, target) or aligned
+        aligned, kind = together or needs.alignment is None, "sketched" if sketched else "formed"
+        if together:
+            assert joint is not None and target is not None and target.weight is not None
+            self._sketch_joint(name, joint, target.weight)
+        elif sketched:
+            aligned = self._sketch(name, factor, scaled, half, preconditioner, target) or aligned
         elif in_place and isinstance(scaled, Scatter) and self.gram is not None:
             aligned = self._fold_columns(name, scaled, half, preconditioner, target) or aligned
         elif self.gram is not None and self.store is not None:
@@ -181,7 +188,16 @@ class Products:
         return torch.stack([values.isfinite() for values in taken if values is not None]).all(0)
 
     def finish(self) -> None:
-        """Take K from what was stored of candidates that arrived in pieces, or K and b from CountSketches."""
+        """Take K and b from what was summed or stored on the way."""
+        if self._with_target is not None:
+            size, weight = len(self._with_target) - len(self._target_weight), self._target_weight
+            across = self._with_target[:, size:] @ weight
+            if self.gram is not None:
+                self.gram += self._with_target[:size, :size]
+            if self.alignment is not None:
+                self.alignment += across[:size]
+            if self.target_square is not None:
+                self.target_square += weight @ across[size:]
         if self._sketches is not None:
             pool, target = self._sketches[:-1], self._sketches[-1]
             self.gram = pool @ pool.T
@@ -242,20 +258,25 @@ class Products:
         self._add_formed(Scatter(scaled.tokens, sketch.fold_columns(scaled.values), scaled.size), direction)
         return direction is not None
 
+    def _sketch_joint(self, name: str, joint: Factor, weight: Tensor) -> None:
+        """K and b of sketches in one product: of candidates and target examples, which P reaches alike."""
+        found = self.method.sketch(name, joint).factor(joint, self.method.chunk_elements)
+        if self._with_target is None:
+            self._with_target, self._target_weight = found.new_zeros(len(found), len(found)), weight.to(found.dtype)
+        self._with_target.addmm_(found, found.T)
+
     def _sketch(
         self,
         name: str,
         factor: Factor,
         scaled: Factor,
-        joint: Factor | None,
         half: float,
         preconditioner: Preconditioner,
         target: Target | None,
     ) -> bool:
         """K and b of sketches; says whether b is done."""
         sketch = self.method.sketch(name, factor)
-        found = sketch.factor(scaled if joint is None else joint, self.method.chunk_elements)
-        found, beside = found[: len(factor)], found[len(factor) :]
+        found = sketch.factor(scaled, self.method.chunk_elements)
         if self.gram is not None:
             self.gram.addmm_(found, found.T)
         if self.alignment is None:
@@ -265,14 +286,11 @@ class Products:
         if not known:
             half, found = 0.0, sketch.factor(factor, self.method.chunk_elements)
         power = self.needs.alignment - half
-        weighed = None
-        if joint is None and target.factor is not None:
-            weighed = preconditioner.factor(target.factor, power)
+        weighed = None if target.factor is None else preconditioner.factor(target.factor, power)
         if weighed is not None and has_factors(weighed):
             # P goes into the target's factors too: its gradient is not formed either.
-            beside = sketch.factor(weighed, self.method.chunk_elements)
-        if len(beside):
             assert target.weight is not None
+            beside = sketch.factor(weighed, self.method.chunk_elements)
             direction = target.weight.to(found.dtype) @ beside
         else:
             direction = sketch.tensor(preconditioner.tensor(target.tensor(), power).to(found.dtype))

@@ -75,7 +75,7 @@ class Sketch:
         Returns:
             Its flat sketch.
         """
-        return self._fold_rows(self.fold_columns(gradient)[None], slice(None)).flatten()
+        return self.fold_columns(gradient if self.rows is None else self.rows.first(gradient)).flatten()
 
     def fold_columns(
         self, tensor: Float[Tensor, "*middle columns"], scale: Float[Tensor, " columns"] | None = None
@@ -140,6 +140,21 @@ class Fold:
         """
         signs = self.signs.to(tensor.dtype) if scale is None else self.signs.to(tensor.dtype) * scale
         return self._convolved(tensor, signs) if self._convolves(tensor) else self._added(tensor, signs)
+
+    def first(self, matrix: Float[Tensor, "side columns"]) -> Float[Tensor, "numbers columns"]:
+        """Fold the first dimension.
+
+        Args:
+            matrix: any.
+
+        Returns:
+            A matrix of as many rows as there are buckets.
+        """
+        whole = len(matrix) // self.buckets * self.buckets
+        signed = matrix * self.signs.to(matrix.dtype)[:, None]
+        out = signed[:whole].unflatten(0, (-1, self.buckets)).sum(0)
+        out[: len(matrix) - whole] += signed[whole:]
+        return out
 
     def _convolves(self, tensor: Tensor) -> bool:
         return (
