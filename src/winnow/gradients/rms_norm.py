@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+BLOCK = 2**18
+"""Products with the output are taken this many numbers at a time, so that they are in the cache when summed."""
 _agrees: dict[tuple[Any, ...], bool] = {}
 _offsets: dict[tuple[Any, ...], float | None] = {}
 
@@ -63,7 +65,13 @@ def weight_gradient(
     """
     gain = None if y is None else _gain(module, x, grad, y)
     if y is not None and gain is not None:
-        return (grad * y).reshape(len(y), -1, y.shape[-1]).sum(1).div_(gain)
+        grad, y = (tensor.reshape(len(tensor), -1, tensor.shape[-1]) for tensor in (grad, y))
+        out = y.new_empty(len(y), y.shape[-1])
+        few = max(1, BLOCK * len(y) // max(1, y.numel()))
+        block = torch.empty_like(y[:few])
+        for left, right, total in zip(grad.split(few), y.split(few), out.split(few), strict=True):
+            torch.sum(torch.mul(left, right, out=block[: len(left)]), 1, out=total)
+        return out.div_(gain)
     wide = torch.promote_types(torch.promote_types(x.dtype, grad.dtype), torch.float32)
     x, wide_grad = x.to(wide), grad.to(wide)
     inverse = torch.linalg.vector_norm(x, dim=-1).square_().div_(x.shape[-1]).add_(_eps(module, x.dtype)).rsqrt_()
