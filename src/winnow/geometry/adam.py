@@ -53,9 +53,11 @@ class AdamRule:
         """
         if steps(state) == 0:
             return Identity() if mean is None else Diagonal(1 / (mean().abs() + group["eps"]))
-        correction = 1 - group["betas"][1] ** steps(state)
-        moment = self.second_moment(group, state) / correction  # a copy: the rest is in place
-        return Diagonal(moment.sqrt_().add_(group["eps"]).reciprocal_())
+        correction = (1 - group["betas"][1] ** steps(state)) ** 0.5
+        root = self.second_moment(group, state).sqrt()
+        # The correction is a tensor, so that three passes do: a number would be multiplied in a fourth.
+        numerator = torch.full((), correction, dtype=root.dtype, device=root.device)
+        return Diagonal(torch.div(numerator, root.add_(group["eps"] * correction), out=root))
 
     def small(self, state: State) -> bool:
         """Never: P is as large as the parameter.
