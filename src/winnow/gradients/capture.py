@@ -62,7 +62,7 @@ class Probe(torch.autograd.Function):
         """
         ctx.receive = receive
         ctx.save_for_backward(*tensors[count:])
-        return tuple(output.view_as(output) for output in tensors[:count])
+        return tensors[:count]  # autograd makes views of them, for less than view_as would here
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -196,8 +196,8 @@ class Capture:
                 for name in names.values():
                     self._expected[name] += 1
             slots: dict[int | str, Any] = dict(enumerate(args)) | kwargs
-            places = [key for key, value in slots.items() if isinstance(value, Tensor)]
-            constants = {key: value for key, value in slots.items() if not isinstance(value, Tensor)}
+            tensors = {key: value.detach() for key, value in slots.items() if isinstance(value, Tensor)}
+            blank = slots | dict.fromkeys(tensors)  # holds no tensor
             outputs = differentiable(output)
             if self.packing is not None and any(map(self.packing.ambiguous, outputs)):
                 self.ambiguous = True
@@ -206,7 +206,7 @@ class Capture:
 
             def receive(inputs: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> None:
                 try:
-                    slots = {**constants, **dict(zip(places, inputs, strict=False))}
+                    slots = blank | dict(zip(tensors, inputs, strict=False))
                     call = self._call(path, module, slots, grads, inputs[-1] if with_output else None)
                 except CaptureError as error:
                     error.names = tuple(names.values())
@@ -221,7 +221,7 @@ class Capture:
                 for local, factor in factors.items():
                     self._add(names[local], factor)
 
-            saved = [slots[key].detach() for key in places] + [outputs[0].detach()] * with_output
+            saved = [*tensors.values(), *[outputs[0].detach()] * with_output]
             probed = iter(Probe.apply(receive, self.anchor, len(outputs), *outputs, *saved))
             if isinstance(output, Tensor):
                 return next(probed)
@@ -243,30 +243,42 @@ class Capture:
         grads: tuple[Tensor, ...],
         output: Tensor | None,
     ) -> Call:
-        grads = tuple(self._split(path, module, grad)[0] for grad in grads)
         flat: set[int | str] = set()
         batched: set[int | str] = set()
         split: dict[int | str, Any] = {}
         for key, value in slots.items():
-            if isinstance(value, Tensor) and self._by_example(value):
+            found = self._by_example(value) if isinstance(value, Tensor) else None
+            if found is not None:
                 batched.add(key)
-                value, flattened = self._split(path, module, value)
+                value, flattened = found
                 if flattened:
                     flat.add(key)
             split[key] = value
-        args = tuple(split[key] for key in sorted(key for key in split if isinstance(key, int)))
+        args = tuple(value for key, value in split.items() if isinstance(key, int))
         kwargs = {key: value for key, value in split.items() if isinstance(key, str)}
-        if output is not None:
-            output = self._split(path, module, output)[0]
+        grads = tuple(self._split(path, module, grad) for grad in grads)
+        output = None if output is None else self._split(path, module, output)
         return Call(args, kwargs, grads, frozenset(flat), frozenset(batched), output)
 
-    def _by_example(self, tensor: Tensor) -> bool:
+    def _by_example(self, tensor: Tensor) -> tuple[Tensor, bool] | None:
+        """A tensor with examples in its first dimension, and whether they had been flattened; None if it has none."""
         if self.packing is not None:
-            return self.packing.holds(tensor)
-        return tensor.ndim > 0 and tensor.shape[0] in (self.size, self.size * self.tokens)
+            if not self.packing.holds(tensor):
+                return None
+            tensor, flattened = self.packing.split(tensor)
+        elif tensor.ndim and tensor.shape[0] in (self.size, self.size * self.tokens):
+            flattened = tensor.shape[0] != self.size
+            tensor = tensor.unflatten(0, (self.size, self.tokens)) if flattened else tensor
+        else:
+            return None
+        if self.valid is not None and tensor.is_floating_point():
+            keep = self.valid.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1))
+            tensor = torch.where(keep, tensor, 0)
+        return tensor, flattened
 
-    def _split(self, path: str, module: nn.Module, tensor: Tensor) -> tuple[Tensor, bool]:
-        if not self._by_example(tensor):
+    def _split(self, path: str, module: nn.Module, tensor: Tensor) -> Tensor:
+        found = self._by_example(tensor)
+        if found is None:
             raise CaptureError(
                 f"module {path!r} ({type(module).__name__}) works on a tensor of shape {tuple(tensor.shape)}, "
                 f"whose first dimension is neither the {self.size} examples nor their {self.size * self.tokens} "
@@ -274,16 +286,7 @@ class Capture:
                 f"apart by example (routed experts, broadcast parameters); leave it out of the geometry with "
                 f"scoring.layers"
             )
-        if self.packing is not None:
-            tensor, flattened = self.packing.split(tensor)
-        else:
-            flattened = tensor.shape[0] != self.size
-            tensor = tensor.unflatten(0, (self.size, self.tokens)) if flattened else tensor
-        if self.valid is not None:
-            keep = self.valid.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1))
-            if tensor.is_floating_point():
-                tensor = torch.where(keep, tensor, 0)
-        return tensor, flattened
+        return found[0]
 
 
 def owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[nn.Module, tuple[str, dict[str, str]]]:

@@ -41,7 +41,8 @@ class KeptFactors:
         Returns:
             Gradients by name, in the parameters' own precision; empty for an empty selection.
         """
-        return {name: self._combine(name, selection) for name in self._factors} if len(selection) else {}
+        share = _share(selection)
+        return {name: self._combine(name, share, selection) for name in self._factors} if len(selection) else {}
 
     def assign(self, selection: Selection, accumulate: bool = False) -> None:
         """Write the update's gradient to ``.grad`` and let go of the factors one by one.
@@ -53,13 +54,17 @@ class KeptFactors:
         if not accumulate:
             for parameter in self.parameters.values():
                 parameter.grad = None
+        share = _share(selection)
         for name in list(self._factors) if len(selection) else []:
-            gradient = self._combine(name, selection)
+            gradient = self._combine(name, share, selection)
             del self._factors[name]
             parameter = self.parameters[name]
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         self._factors.clear()
 
-    def _combine(self, name: str, selection: Selection) -> Tensor:
-        share = selection.weight / len(selection)
+    def _combine(self, name: str, share: Tensor, selection: Selection) -> Tensor:
         return self._factors[name].combine(share, selection.index).to(self.parameters[name].dtype)
+
+
+def _share(selection: Selection) -> Tensor:
+    return selection.weight / max(1, len(selection))
