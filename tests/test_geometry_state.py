@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.families import build, double, ragged
-from tests.reference import relative, slow_matrix
-from winnow.geometry import Diagonal, Identity, geometry_of
+from tests.reference import normal, relative, slow_matrix
+from winnow.geometry import Diagonal, Identity, IdentityGeometry, RankOne, geometry_of
 from winnow.scorer import Scorer
 from winnow.signals import Needs
 
@@ -226,6 +226,28 @@ def test_unknown_optimizer_is_refused_in_words() -> None:
         geometry_of(torch.optim.AdamW(held), "adam")
     with pytest.raises(ValueError, match=r"scoring\.first_step.*'zero'"):
         geometry_of(torch.optim.AdamW(held), first_step="zero")
+
+
+def test_a_geometry_of_ones_own_is_taken_as_it_is() -> None:
+    own = IdentityGeometry()
+    assert geometry_of(torch.optim.AdamW(parameters()), own) is own
+
+
+def test_only_a_small_p_is_ready_ahead() -> None:
+    """Adafactor's of matrices that have a state; not Adam's, which is as large as the model."""
+    matrix, vector = torch.nn.Parameter(normal(6, 4)), torch.nn.Parameter(normal(4, seed=1))
+    named = {"matrix": matrix, "vector": vector}
+    optimizer = torch.optim.Adafactor([matrix, vector], lr=1e-2)
+    geometry = geometry_of(optimizer)
+    assert not geometry.ready(named), "the first step takes the pool's gradient"
+    train(optimizer, [matrix, vector])
+    found = geometry.ready(named)
+    assert set(found) == {"matrix"} and isinstance(found["matrix"], RankOne)
+    alone = geometry.preconditioner(matrix, "matrix", matrix.detach)
+    assert torch.equal(found["matrix"].tensor(matrix, 1.0), alone.tensor(matrix, 1.0))
+    adam = torch.optim.AdamW([matrix, vector])
+    train(adam, [matrix, vector])
+    assert not geometry_of(adam).ready(named)
 
 
 def test_parameters_out_of_the_optimizer_are_named() -> None:

@@ -50,14 +50,17 @@ def geometry_of(optimizer: Any, geometry: str | Geometry = "auto", first_step: s
 
     Raises:
         UnknownOptimizer: the optimizer's geometry is unknown or does not exist.
-        ValueError: ``geometry`` is another word.
+        ValueError: ``geometry`` is another word, or lacks a method.
     """
-    if not isinstance(geometry, str):
+    if isinstance(geometry, Geometry):
         return geometry
     if geometry == "identity":
         return IdentityGeometry()
     if geometry != "auto":
-        raise ValueError(f"geometry must be 'auto', 'identity' or a Geometry (scoring.geometry), got {geometry!r}")
+        raise ValueError(
+            f"geometry must be 'auto', 'identity' or a Geometry, with its methods preconditioner, ready and momentum "
+            f"(scoring.geometry), got {geometry!r}"
+        )
     while not isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     if isinstance(optimizer, MuonWithAdamW):
