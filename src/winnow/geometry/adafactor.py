@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import Group, Preconditioner, State, steps, wide
+from winnow.geometry.base import Group, Preconditioner, Rule, State, steps, wide
 from winnow.geometry.preconditioners import Diagonal, Identity, RankOne
 
 
-class AdafactorRule:
+class AdafactorRule(Rule):
     """``torch.optim.Adafactor``: P = max(eps2, rms(parameter)) / sqrt(v), v = row column^T / mean(row).
 
     The clipping of an update's root mean square at ``d`` is frozen at no clipping: its divisor is one

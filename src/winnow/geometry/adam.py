@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import Group, Preconditioner, State, steps, wide
+from winnow.geometry.base import Group, Preconditioner, Rule, State, steps, wide
 from winnow.geometry.preconditioners import Diagonal, Identity
 
 
-class AdamRule:
+class AdamRule(Rule):
     """P = diag(1 / (sqrt(v / (1 - beta2^t)) + eps)), everything read from param groups and state.
 
     Serves ``torch.optim.Adam`` and ``AdamW``: plain, foreach, fused, capturable, amsgrad (whose running
@@ -58,17 +58,6 @@ class AdamRule:
         # The correction is a tensor, so that three passes do: a number would be multiplied in a fourth.
         numerator = torch.full((), correction, dtype=root.dtype, device=root.device)
         return Diagonal(torch.div(numerator, root.add_(group["eps"] * correction), out=root))
-
-    def small(self, state: State) -> bool:
-        """Never: P is as large as the parameter.
-
-        Args:
-            state: ignored.
-
-        Returns:
-            False.
-        """
-        return False
 
     def momentum(self, group: Group, state: State) -> Float[Tensor, "*shape"] | None:
         """beta1 m / (1 - beta1^t), t counting the coming step.

@@ -48,11 +48,12 @@ class Geometry(Protocol):
         """
 
     def ready(self, parameters: Mapping[str, torch.nn.Parameter]) -> Mapping[str, Preconditioner]:
-        """P of those parameters that can have it ahead: it takes little memory, and no gradient.
+        """P of those parameters that can have it ahead: it takes little memory, and no gradient. Of none by default.
 
         Args:
             parameters: those that take part, by name.
         """
+        return {}
 
     def momentum(self, parameter: torch.nn.Parameter, name: str) -> Float[Tensor, "*shape"] | None:
         """What momentum will add to the next update, in units of the gradient; None if nothing."""
@@ -71,7 +72,8 @@ class Rule(Protocol):
         """P, without the step size. ``mean`` is None where P before the first step is to be the identity."""
 
     def small(self, state: State) -> bool:
-        """Whether P takes much less memory than the parameter, and no gradient."""
+        """Whether P takes much less memory than the parameter, and no gradient; not unless a rule says so."""
+        return False
 
     def momentum(self, group: Group, state: State) -> Tensor | None:
         """What momentum adds to the gradient's own share of the update, before P."""

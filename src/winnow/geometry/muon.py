@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import Group, Preconditioner, State, wide
+from winnow.geometry.base import Group, Preconditioner, Rule, State, wide
 from winnow.geometry.preconditioners import Identity, OneSided
 
 
-class MuonRule:
+class MuonRule(Rule):
     """``torch.optim.Muon``: P G = r q(U U^T) G, or r G q(U^T U) for a tall matrix.
 
     Newton-Schulz turns a matrix X into q(X X^T) X, with a polynomial q over its norm. P freezes q at U,
@@ -60,17 +60,6 @@ class MuonRule:
         values, vectors = newton_schulz(frozen, group["ns_coefficients"], group["ns_steps"], group["eps"])
         rows, columns = frozen.shape
         return OneSided(values * _shape_factor(group["adjust_lr_fn"], rows, columns), vectors, right=rows > columns)
-
-    def small(self, state: State) -> bool:
-        """Never: P is a square matrix, and its eigenvectors.
-
-        Args:
-            state: ignored.
-
-        Returns:
-            False.
-        """
-        return False
 
     def momentum(self, group: Group, state: State) -> Float[Tensor, "rows columns"] | None:
         """The momentum times the buffer; with Nesterov, momentum squared * buffer.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import Group, Preconditioner, State
+from winnow.geometry.base import Group, Preconditioner, Rule, State
 from winnow.geometry.preconditioners import Identity
 
 
@@ -53,7 +53,7 @@ class IdentityGeometry:
         """
 
 
-class SGDRule:
+class SGDRule(Rule):
     """``torch.optim.SGD``: the update is -lr (c g + momentum * buffer), so P = I."""
 
     def step_size(self, group: Group, state: State, rate: float) -> float:
@@ -91,17 +91,6 @@ class SGDRule:
             The identity.
         """
         return Identity()
-
-    def small(self, state: State) -> bool:
-        """Always: P = I.
-
-        Args:
-            state: ignored.
-
-        Returns:
-            True.
-        """
-        return True
 
     def momentum(self, group: Group, state: State) -> Float[Tensor, "*shape"] | None:
         """The momentum times the buffer; with Nesterov, momentum squared * buffer.
