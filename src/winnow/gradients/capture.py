@@ -207,7 +207,7 @@ class Capture:
             def receive(inputs: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> None:
                 try:
                     slots = blank | dict(zip(tensors, inputs, strict=False))
-                    call = self._call(path, module, slots, grads, inputs[-1] if with_output else None)
+                    call = self._call(path, module, slots, grads, inputs[-1] if held else None)
                 except CaptureError as error:
                     error.names = tuple(names.values())
                     raise
@@ -221,7 +221,9 @@ class Capture:
                 for local, factor in factors.items():
                     self._add(names[local], factor)
 
-            saved = [*tensors.values(), *[outputs[0].detach()] * with_output]
+            # An output by heads goes to no linear map, which would hold it anyway.
+            held = with_output and outputs[0].ndim <= 3
+            saved = [*tensors.values(), *[outputs[0].detach()] * held]
             probed = iter(Probe.apply(receive, self.anchor, len(outputs), *outputs, *saved))
             if isinstance(output, Tensor):
                 return next(probed)
