@@ -12,7 +12,9 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.reference import normal
-from winnow.gradients import rms_norm, rules
+from winnow.gradients import capture, rms_norm, rules
+from winnow.gradients.capture import Capture
+from winnow.gradients.factors import Dense
 from winnow.gradients.rules import Call, rule_for
 
 
@@ -113,7 +115,7 @@ def test_gradients_of_the_weight_from_the_output(
     module = build(16).to(dtype)
     x, grad = normal(4, 5, 16).to(dtype), normal(4, 5, 16, seed=1).to(dtype)
     call = Call((x,), {}, (grad,), frozenset(), frozenset({0}))
-    rule_for(module)(module, call, ["weight"])  # the first call of a class compares
+    rule_for(module)(module, replace(call, output=module(x).detach()), ["weight"])  # the first call compares
     with torch.no_grad():
         module.weight.copy_(normal(16, seed=2))  # type: ignore[operator, union-attr]
         module.weight[3] = weight  # type: ignore[index, operator]
@@ -123,6 +125,44 @@ def test_gradients_of_the_weight_from_the_output(
     found = rule_for(module)(module, seen, ["weight"])["weight"].rows(slice(None))
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
     torch.testing.assert_close(found, one_by_one(module, grad, x), atol=tolerance, rtol=tolerance)
+
+
+class OffsetRMSNorm(nn.Module):
+    """Whether one is added to the weights is an option of the module, not of the class."""
+
+    def __init__(self, width: int, offset: float) -> None:
+        super().__init__()
+        self.weight, self.offset, self.eps = nn.Parameter(normal(width, seed=3).float()), offset, 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.offset + self.weight) * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
+def test_the_offset_is_that_of_the_module() -> None:
+    for offset in (0.0, 1.0, 2.0):
+        module = OffsetRMSNorm(16, offset)
+        x, grad = normal(4, 5, 16).float(), normal(4, 5, 16, seed=1).float()
+        call = Call((x,), {}, (grad,), frozenset(), frozenset({0}), module(x).detach())
+        found = rule_for(module)(module, call, ["weight"])["weight"].rows(slice(None))
+        torch.testing.assert_close(found, one_by_one(module, grad, x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "held"), [((2, 3, 8), True), ((2, 3, 4, 8), False)], ids=["tokens", "heads"])
+def test_outputs_are_held_where_a_linear_map_would(
+    shape: tuple[int, ...], held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, seen = LlamaRMSNorm(8), []
+
+    def rule(module: nn.Module, call: Call, names: tuple[str, ...]) -> dict[str, Dense]:
+        seen.append(call.output)
+        return {"weight": Dense(torch.zeros(2, 8))}
+
+    monkeypatch.setattr(capture, "rule_for", lambda module: rule)
+    with Capture(module, {"weight": module.weight}, 2, 3, lambda name, factor: None) as caught:
+        y = module(normal(*shape).float())
+        caught.backward(y.sum())
+    assert len(seen) == 1 and (seen[0] is not None) == held
+    assert not held or torch.equal(seen[0], y)
 
 
 def test_outputs_are_asked_of_norms_on_a_cpu() -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import Group, Preconditioner, Rule, State
+from winnow.geometry.base import Geometry, Group, Preconditioner, Rule, State
 from winnow.geometry.preconditioners import Identity
 
 
-class IdentityGeometry:
+class IdentityGeometry(Geometry):
     """P = I and no momentum, whatever the optimizer (``scoring.geometry=identity``)."""
 
     def preconditioner(
@@ -32,17 +32,6 @@ class IdentityGeometry:
             The identity.
         """
         return Identity()
-
-    def ready(self, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, Preconditioner]:
-        """P = I of every parameter.
-
-        Args:
-            parameters: those that take part, by name.
-
-        Returns:
-            The identity by name.
-        """
-        return dict.fromkeys(parameters, Identity())
 
     def momentum(self, parameter: torch.nn.Parameter, name: str) -> None:
         """Nothing.

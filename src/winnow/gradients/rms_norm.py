@@ -9,6 +9,7 @@ x_hat is y / (w + offset), which reads the input not at all.
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 BLOCK = 2**18
 """Products with the output are taken this many numbers at a time, so that they are in the cache when summed."""
 _agrees: dict[tuple[Any, ...], bool] = {}
-_offsets: dict[tuple[Any, ...], float | None] = {}
+_offsets: WeakKeyDictionary[nn.Module, dict[torch.dtype, float | None]] = WeakKeyDictionary()
+"""By module, since a class may take the offset as an option of each."""
 
 
 def is_candidate(module: nn.Module) -> bool:
@@ -63,7 +65,7 @@ def weight_gradient(
     Returns:
         One gradient per example, in the precision of ``grad``.
     """
-    gain = None if y is None else _gain(module, x, grad, y)
+    gain = None if y is None or not x.dtype == grad.dtype == y.dtype else _gain(module, y.dtype)
     if y is not None and gain is not None:
         grad, y = (tensor.reshape(len(tensor), -1, tensor.shape[-1]) for tensor in (grad, y))
         out = y.new_empty(len(y), y.shape[-1])
@@ -90,47 +92,57 @@ def agrees(module: nn.Module, dtype: torch.dtype, generic: Any) -> bool:
     Returns:
         False as well where the module cannot be called with one tensor.
     """
-    key = _key(module, dtype)
+    key = (type(module), type(module).forward, _eps(module, dtype), dtype)
     if key not in _agrees:
-        generator = torch.Generator().manual_seed(0)
-        weight: Any = module.weight
-        width, device = weight.shape[0], weight.device
-        # Rows of several lengths, the last so short that eps counts.
-        x = torch.randn(3, 2, width, generator=generator) * torch.tensor([1.0, 0.1, 1e-3])[:, None, None]
-        grad = torch.randn(3, 2, width, generator=generator)
-        x, grad = (tensor.to(device, dtype) for tensor in (x, grad))
+        x, grad = _sample(module, dtype)
         try:
             expected = generic(x, grad)
         except (RuntimeError, TypeError, ValueError):
             _agrees[key] = False
         else:
-            tolerance = 32 * torch.finfo(dtype).eps * float(expected.abs().max())
-
-            def fits(found: Tensor) -> bool:
-                return bool((found - expected).abs().max() <= tolerance)
-
-            _agrees[key] = fits(weight_gradient(module, x, grad))
-            with torch.no_grad():
-                total = (grad * module(x)).sum(1)
-            _offsets[key] = next((offset for offset in (0.0, 1.0) if fits(total / (weight + offset))), None)
+            _agrees[key] = _close(weight_gradient(module, x, grad), expected)
     return _agrees[key]
 
 
-def _gain(module: nn.Module, x: Tensor, grad: Tensor, y: Tensor) -> Tensor | None:
+def _gain(module: nn.Module, dtype: torch.dtype) -> Tensor | None:
     """The weights plus offset; None where dividing by it would lose digits."""
-    offset = _offsets.get(_key(module, x.dtype))
-    if offset is None or not x.dtype == grad.dtype == y.dtype or x.dtype not in (torch.float32, torch.float64):
+    if dtype not in (torch.float32, torch.float64):
+        return None
+    offsets = _offsets.setdefault(module, {})
+    if dtype not in offsets:
+        offsets[dtype] = _offset(module, dtype)
+    offset = offsets[dtype]
+    if offset is None:
         return None
     weight: Any = module.weight
     gain: Tensor = weight.detach() + offset
-    limits = torch.finfo(y.dtype)
+    limits = torch.finfo(dtype)
     return gain if float(gain.abs().min()) > limits.tiny / limits.eps else None
 
 
-def _key(module: nn.Module, dtype: torch.dtype) -> tuple[Any, ...]:
-    return type(module), type(module).forward, _eps(module, dtype), dtype
+def _offset(module: nn.Module, dtype: torch.dtype) -> float | None:
+    """What the module adds to its weights, by the gradient that its output would give on the sample."""
+    x, grad = _sample(module, dtype)
+    weight: Any = module.weight
+    with torch.no_grad():
+        expected, total = weight_gradient(module, x, grad), (grad * module(x)).sum(1)
+        return next((offset for offset in (0.0, 1.0) if _close(total / (weight + offset), expected)), None)
+
+
+def _sample(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Inputs of several lengths, the last so short that eps counts, and gradients of their outputs."""
+    generator = torch.Generator().manual_seed(0)
+    weight: Any = module.weight
+    x = torch.randn(3, 2, weight.shape[0], generator=generator) * torch.tensor([1.0, 0.1, 1e-3])[:, None, None]
+    grad = torch.randn(3, 2, weight.shape[0], generator=generator)
+    return x.to(weight.device, dtype), grad.to(weight.device, dtype)
 
 
 def _eps(module: nn.Module, dtype: torch.dtype) -> float:
     found = [getattr(module, name, None) for name in ("variance_epsilon", "eps", "epsilon")]
     return next((float(value) for value in found if isinstance(value, float | int)), torch.finfo(dtype).eps)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    tolerance = 32 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
+    return bool((found - expected).abs().max() <= tolerance)
