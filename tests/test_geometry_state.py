@@ -250,6 +250,27 @@ def test_only_a_small_p_is_ready_ahead() -> None:
     assert not geometry_of(adam).ready(named)
 
 
+def test_p_ready_ahead_is_that_of_each_alone() -> None:
+    """Of groups, precisions and shapes in any order; a P that ``eps1`` keeps from rank one is not ready."""
+    shapes = [(6, 4), (3, 5), (4,), (4, 4), (2, 3, 4), (7, 2)]
+    held = [nn.Parameter(normal(*shape, seed=seed)) for seed, shape in enumerate(shapes)]
+    held[3].data = held[3].data.half()
+    groups = [{"params": held[::2], "lr": 1e-2}, {"params": held[1::2], "lr": 3e-3, "eps": (1e-3, 2.0)}]
+    optimizer = torch.optim.Adafactor(groups)
+    for parameter in held:
+        parameter.grad = normal(*parameter.shape, seed=9).to(parameter.dtype)
+    optimizer.step()
+    optimizer.state[held[5]]["row_var"][0] = 0
+    geometry, named = geometry_of(optimizer), {f"p{at}": parameter for at, parameter in enumerate(held)}
+    found = geometry.ready(dict(reversed(named.items())))
+    assert set(found) == {"p0", "p1", "p3"}
+    assert isinstance(geometry.preconditioner(held[5], "p5", held[5].detach), Diagonal)
+    for name, preconditioner in found.items():
+        alone = geometry.preconditioner(named[name], name, named[name].detach)
+        assert isinstance(preconditioner, RankOne) and isinstance(alone, RankOne)
+        assert torch.equal(preconditioner.row, alone.row) and torch.equal(preconditioner.column, alone.column)
+
+
 def test_parameters_out_of_the_optimizer_are_named() -> None:
     model = build("llama")
     optimizer = torch.optim.AdamW(model.lm_head.parameters())  # type: ignore[union-attr]

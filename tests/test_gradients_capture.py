@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from tests.families import VOCAB, build, double, ragged
 from tests.reference import diagonal, relative, slow_matrix, warmed_up
+from winnow.gradients.capture import Capture
+from winnow.gradients.factors import Factor
 from winnow.gradients.verify import GradientMismatch
+from winnow.losses import example_losses
 from winnow.scorer import Scorer
 from winnow.signals import Needs
 
@@ -243,3 +246,32 @@ def test_a_compiled_model_has_the_same_scores_and_trains_compiled(how: str) -> N
     assert torch.equal(signals.alignment, plain.alignment)  # type: ignore[arg-type]
     compiled(**pool)
     assert (len(made), len(runs)) == (before[0], 2 * before[1]), "and training goes on as before, not compiled anew"
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_held_gradients_come_when_the_backward_is_through(hold: bool) -> None:
+    """The same ones in the same order, without a graph and outside the caller's autocast; of a tied weight once."""
+    model, batch = build("gpt2").eval(), ragged([5, 3])
+    parameters = dict(model.named_parameters())
+    given: dict[str, Tensor] = {}
+    at_the_bottom: list[int] = []
+
+    def add(name: str, factor: Factor) -> None:
+        assert name not in given and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+        given[name] = factor.combine(torch.ones(len(factor)).double())
+
+    def mark(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        output.register_hook(lambda grad: at_the_bottom.append(len(given)))
+
+    with torch.autocast("cpu"), torch.enable_grad():
+        with Capture(model, parameters, *batch["input_ids"].shape, add, hold=hold) as capture:
+            handle = model.get_input_embeddings().register_forward_hook(mark)
+            with torch.autocast("cpu", enabled=False):
+                losses = example_losses(model, batch, "sum")
+            capture.backward(losses.sum())
+        handle.remove()
+    assert at_the_bottom == [0] if hold else 0 < at_the_bottom[0] < len(parameters)
+    assert set(given) == set(parameters)
+    example_losses(model, batch, "sum").sum().backward()
+    for name, parameter in parameters.items():
+        assert relative(given[name], parameter.grad) < 1e-12, name

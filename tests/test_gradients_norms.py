@@ -111,7 +111,7 @@ def test_gradients_of_the_weight_from_the_output(
 ) -> None:
     """What is not to be looked at is NaN: the input where the output serves, and the output elsewhere."""
     monkeypatch.setattr(rms_norm, "_agrees", {})
-    monkeypatch.setattr(rms_norm, "BLOCK", 3 * 5 * 16)  # three examples, and one
+    monkeypatch.setattr(rms_norm, "BLOCK", 3 * 5 * 16)  # three tokens, and two
     module = build(16).to(dtype)
     x, grad = normal(4, 5, 16).to(dtype), normal(4, 5, 16, seed=1).to(dtype)
     call = Call((x,), {}, (grad,), frozenset(), frozenset({0}))

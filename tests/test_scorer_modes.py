@@ -194,7 +194,7 @@ def products(
     """K and b of one parameter; tau is the weighted sum of ``examples``."""
     examples = outer(seed=20, batch=3) if examples is None else examples
     built = Products(needs, len(factor), torch.float64, torch.device("cpu"), Method(**options))
-    built.add("w", factor, p, Target(lambda: examples.combine(SHARES), examples, SHARES))
+    built.add("w", factor, p, Target(lambda: examples.combine(SHARES), lambda: examples, SHARES))
     return built
 
 
@@ -313,7 +313,7 @@ def test_sketching_candidates_and_target_as_one_changes_nothing(form: str, gram:
             torch.device("cpu"),
             Method("sketch", sketch_dim=3),
         )
-        built.add("w", pool, p, Target(lambda: examples.combine(SHARES), examples, SHARES, together))
+        built.add("w", pool, p, Target(lambda: examples.combine(SHARES), lambda: examples, SHARES, together))
         built.finish()
         found.append(built)
     assert relative(found[0].gram, found[1].gram) < 1e-12  # type: ignore[arg-type]

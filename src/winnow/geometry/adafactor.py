@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -60,32 +61,61 @@ class AdafactorRule(Rule):
             state = {"variance": square}
             if square.ndim > 1:
                 state = {"row_var": square.mean(-1, keepdim=True), "col_var": square.mean(-2, keepdim=True)}
-        floor, smallest_scale = group["eps"]
-        floor = torch.finfo(parameter.dtype).eps if floor is None else floor
-        norm = torch.linalg.vector_norm(parameter.detach())
-        if "variance" in state:
-            return Diagonal(_size(float(norm), parameter, smallest_scale) / _clamped(state["variance"], floor).sqrt())
-        row, column = wide(state["row_var"]), wide(state["col_var"])
-        if row.ndim > 2:
-            row = row / row.mean(-2, keepdim=True).clamp_min(floor)
-            return Diagonal(_size(float(norm), parameter, smallest_scale) / _clamped(row @ column, floor).sqrt())
-        # One wait for a GPU.
-        found = torch.stack([norm.to(row.dtype), row.mean(), row.min(), column.min()]).tolist()
-        size, mean_row = _size(found[0], parameter, smallest_scale), max(found[1], floor)
-        if not found[2] / mean_row * found[3] >= floor**2:
-            return Diagonal(size / _clamped(row / mean_row @ column, floor).sqrt())
-        return RankOne(row.squeeze(-1).rsqrt() * (size * mean_row**0.5), column.squeeze(-2).rsqrt())
+        floor, smallest_scale = _eps(group, parameter)
+        known = self._rank_one([parameter], group, [state])[0] if _is_matrix(state) else None
+        if known is not None:
+            return known
+        moment = state["variance"] if "variance" in state else _product(state, floor)
+        return Diagonal(_size(parameter, smallest_scale) / wide(moment).clamp_min(floor**2).sqrt())
 
-    def small(self, state: State) -> bool:
-        """Rows and columns of a matrix that has a state.
+    def ready(
+        self, parameters: Sequence[torch.nn.Parameter], group: Group, states: Sequence[State]
+    ) -> Sequence[Preconditioner | None]:
+        """P of matrices that have a state, in a few operations for all of a kind.
 
         Args:
-            state: a parameter's state.
+            parameters: the parameters.
+            group: options of their group.
+            states: their states.
 
         Returns:
-            Whether they are in it.
+            A rank-one P, or None.
         """
-        return steps(state) > 0 and "row_var" in state and state["row_var"].ndim == 2
+        kinds: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+        for at, (parameter, state) in enumerate(zip(parameters, states, strict=True)):
+            if steps(state) > 0 and _is_matrix(state):
+                kinds[parameter.device, parameter.dtype].append(at)
+        found: list[Preconditioner | None] = [None] * len(parameters)
+        for places in kinds.values():
+            made = self._rank_one([parameters[at] for at in places], group, [states[at] for at in places])
+            for at, preconditioner in zip(places, made, strict=True):
+                found[at] = preconditioner
+        return found
+
+    @staticmethod
+    def _rank_one(
+        parameters: Sequence[torch.nn.Parameter], group: Group, states: Sequence[State]
+    ) -> list[RankOne | None]:
+        """P of matrices of one device and dtype; None where ``eps1`` holds some entry up."""
+        rows = [wide(state["row_var"]).flatten() for state in states]
+        columns = [wide(state["col_var"]).flatten() for state in states]
+        of_each = [
+            [torch.linalg.vector_norm(parameter.detach()).to(rows[0].dtype) for parameter in parameters],
+            [row.mean() for row in rows],
+            [row.min() for row in rows],
+            [column.min() for column in columns],
+        ]
+        # One wait for a GPU, however many they are.
+        numbers = torch.stack([value for values in of_each for value in values]).view(len(of_each), -1).tolist()
+        roots = [torch.cat(sides).rsqrt().split([len(side) for side in sides]) for sides in (rows, columns)]
+        found: list[RankOne | None] = []
+        for parameter, row, column, norm, mean, low_row, low_column in zip(parameters, *roots, *numbers, strict=True):
+            floor, smallest_scale = _eps(group, parameter)
+            mean = max(mean, floor)
+            free = low_row / mean * low_column >= floor**2
+            size = _size(parameter, smallest_scale, norm)
+            found.append(RankOne(row * (size * mean**0.5), column) if free else None)
+        return found
 
     def momentum(self, group: Group, state: State) -> None:
         """Nothing: Adafactor has no momentum.
@@ -96,9 +126,20 @@ class AdafactorRule(Rule):
         """
 
 
-def _size(norm: float, parameter: torch.nn.Parameter, smallest: float) -> float:
-    return max(float(smallest), norm / parameter.numel() ** 0.5)
+def _eps(group: Group, parameter: torch.nn.Parameter) -> tuple[float, float]:
+    floor, smallest_scale = group["eps"]
+    return torch.finfo(parameter.dtype).eps if floor is None else float(floor), float(smallest_scale)
 
 
-def _clamped(moment: Tensor, floor: float) -> Tensor:
-    return wide(moment).clamp_min(floor**2)
+def _is_matrix(state: State) -> bool:
+    return "row_var" in state and state["row_var"].ndim == 2
+
+
+def _product(state: State, floor: float) -> Tensor:
+    row, column = wide(state["row_var"]), wide(state["col_var"])
+    return row / row.mean(-2, keepdim=True).clamp_min(floor) @ column
+
+
+def _size(parameter: torch.nn.Parameter, smallest: float, norm: float | None = None) -> float:
+    norm = float(torch.linalg.vector_norm(parameter.detach())) if norm is None else norm
+    return max(smallest, norm / parameter.numel() ** 0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -71,9 +71,17 @@ class Rule(Protocol):
     ) -> Preconditioner:
         """P, without the step size. ``mean`` is None where P before the first step is to be the identity."""
 
-    def small(self, state: State) -> bool:
-        """Whether P takes much less memory than the parameter, and no gradient; not unless a rule says so."""
-        return False
+    def ready(
+        self, parameters: Sequence[torch.nn.Parameter], group: Group, states: Sequence[State]
+    ) -> Sequence[Preconditioner | None]:
+        """P of many parameters of a group; None where it takes the memory of a parameter, or a gradient.
+
+        Args:
+            parameters: the parameters.
+            group: options of their group.
+            states: their states.
+        """
+        return [None] * len(parameters)
 
     def momentum(self, group: Group, state: State) -> Tensor | None:
         """What momentum adds to the gradient's own share of the update, before P."""

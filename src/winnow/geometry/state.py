@@ -58,8 +58,7 @@ class StateGeometry:
         group = self._group(parameter, name)
         first = mean if self.first_step == "pool" else None
         found = self.rule(group).preconditioner(parameter, group, self._state(parameter), first)
-        rates = self._rates()
-        return scaled(found, self._size(parameter, group, rates) / self._reference(rates))
+        return self._relative(found, parameter, group, self._rates())
 
     def ready(self, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, Preconditioner]:
         """P of those parameters that can have it ahead: it takes little memory, and no gradient.
@@ -70,10 +69,15 @@ class StateGeometry:
         Returns:
             What :meth:`preconditioner` gives, by name.
         """
-        found = {}
+        members: list[dict[str, torch.nn.Parameter]] = [{} for _ in self.optimizer.param_groups]
         for name, parameter in parameters.items():
-            if self.rule(self._group(parameter, name)).small(self._state(parameter)):
-                found[name] = self.preconditioner(parameter, name, parameter.detach)
+            members[self._place(self._group(parameter, name))][name] = parameter
+        found, rates = {}, self._rates()
+        for group, own in zip(self.optimizer.param_groups, members, strict=True):
+            made = self.rule(group).ready(list(own.values()), group, [self._state(held) for held in own.values()])
+            for (name, parameter), preconditioner in zip(own.items(), made, strict=True):
+                if preconditioner is not None:
+                    found[name] = self._relative(preconditioner, parameter, group, rates)
         return found
 
     def momentum(self, parameter: torch.nn.Parameter, name: str) -> Float[Tensor, "*shape"] | None:
@@ -116,9 +120,16 @@ class StateGeometry:
                 return rates
         return [1.0] * len(groups)
 
+    def _place(self, group: Group) -> int:
+        return next(at for at, other in enumerate(self.optimizer.param_groups) if other is group)
+
     def _size(self, parameter: torch.nn.Parameter, group: Group, rates: list[float]) -> float:
-        at = next(at for at, other in enumerate(self.optimizer.param_groups) if other is group)
-        return self.rule(group).step_size(group, self._state(parameter), rates[at])
+        return self.rule(group).step_size(group, self._state(parameter), rates[self._place(group)])
+
+    def _relative(
+        self, found: Preconditioner, parameter: torch.nn.Parameter, group: Group, rates: list[float]
+    ) -> Preconditioner:
+        return scaled(found, self._size(parameter, group, rates) / self._reference(rates))
 
     def _reference(self, rates: list[float]) -> float:
         groups = self.optimizer.param_groups

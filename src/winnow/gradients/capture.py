@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from types import TracebackType
@@ -91,8 +91,10 @@ class Capture:
         parameters: the parameters wanted, by the name to report them under.
         size: number of examples in the batch.
         tokens: padded length of the batch, to recognise inputs flattened to [size * tokens, ...].
-        on_gradient: called during ``backward`` with a name and a ``Factor``, layer by layer.
+        on_gradient: called with a name and a ``Factor``, layer by layer during ``backward``, or after it if ``hold``.
         packing: how the examples lie in rows, if they are not a row each.
+        hold: call ``on_gradient`` when the backward is through, which is faster where the gradients are held
+            anyway: between layers, code and data of so many small operations are out of the cache.
 
     Raises:
         ValueError: a wanted parameter belongs to no module of the model.
@@ -106,8 +108,10 @@ class Capture:
         tokens: int,
         on_gradient: OnGradient,
         packing: Packing | None = None,
+        hold: bool = False,
     ) -> None:
         self.model, self.size, self.tokens, self.on_gradient, self.packing = model, size, tokens, on_gradient, packing
+        self.hold = hold
         self.owners = owners(model, parameters)
         self.anchor = torch.zeros((), requires_grad=True)
         self.valid: Bool[Tensor, " batch"] | None = None
@@ -115,6 +119,7 @@ class Capture:
         """Whether some module's output can be read in two ways as packed rows."""
         self._expected: dict[str, int] = defaultdict(int)
         self._arrived: dict[str, list[Factor]] = defaultdict(list)
+        self._held: deque[tuple[str, Factor]] = deque()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._flags: list[tuple[nn.Parameter, bool]] = []
         self._counting = True
@@ -142,6 +147,7 @@ class Capture:
             parameter.requires_grad_(flag)
         self._handles, self._flags = [], []
         self._arrived.clear()
+        self._held.clear()
 
     def backward(self, loss: Float[Tensor, ""], valid: Bool[Tensor, " batch"] | None = None) -> None:
         """Run the backward; ``on_gradient`` is called for each parameter on the way.
@@ -170,10 +176,17 @@ class Capture:
             for name in list(self._arrived):
                 # A call whose output the loss did not use sends nothing: the gradient is what arrived.
                 self._deliver(name)
+            with torch.no_grad():
+                while self._held:
+                    self.on_gradient(*self._held.popleft())
 
     def _deliver(self, name: str) -> None:
         parts = self._arrived.pop(name)
-        self.on_gradient(name, parts[0] if len(parts) == 1 else Sum(parts))
+        gradient = parts[0] if len(parts) == 1 else Sum(parts)
+        if self.hold:
+            self._held.append((name, gradient))
+        else:
+            self.on_gradient(name, gradient)
 
     def _hook(self, module: nn.Module, path: str, names: Mapping[str, str]) -> Callable[..., Any]:
         rule, with_output = rule_for(module), asks_output(module)

@@ -55,7 +55,8 @@ class KeptFactors:
             for parameter in self.parameters.values():
                 parameter.grad = None
         share = _share(selection)
-        for name in list(self._factors) if len(selection) else []:
+        # The last to come are the likeliest to be in the cache.
+        for name in reversed(list(self._factors)) if len(selection) else []:
             gradient = self._combine(name, share, selection)
             del self._factors[name]
             parameter = self.parameters[name]

@@ -168,15 +168,19 @@ class PoolPass:
             preconditioner = ready.get(name) or self.geometry.preconditioner(
                 self.parameters[name], name, lambda: candidates.combine(share)
             )
-            tau = examples = None
+            tau = None
+
+            def examples() -> Factor:
+                return factor.examples(slice(size, total)).to(wide)
+
             if needs.target and weight is None:
                 tau = Target(lambda: self._tau(name, needs, candidates, lambda: self.target.read(name)))
             elif needs.target:
                 assert weight is not None
-                examples = factor.examples(slice(size, total)).to(wide)
-                combine = examples.combine
                 tau = Target(
-                    lambda: self._tau(name, needs, candidates, lambda: self.target.stage(name, combine(weight))),
+                    lambda: self._tau(
+                        name, needs, candidates, lambda: self.target.stage(name, examples().combine(weight))
+                    ),
                     *(() if self.target.keep or needs.momentum else (examples, weight, factor.to(wide))),
                 )
                 if self.target.keep:
@@ -195,7 +199,10 @@ class PoolPass:
             return valid
 
         wanted = self.parameters if kept is None else kept.parameters
-        losses = backward_through(self.model, wanted, batch, self.reduction, add, prepare, self.packing(batch))[:size]
+        # What an update needs is held until the weights are known: its products can wait as well.
+        losses = backward_through(
+            self.model, wanted, batch, self.reduction, add, prepare, self.packing(batch), hold=kept is not None
+        )[:size]
         if products is None:
             products = Products(needs, size, losses.dtype, device, self.method, tasks=self.tasks)
         products.finish()
@@ -292,18 +299,18 @@ class PoolPass:
         return "sketches" if self.method.mode == "sketch" else "gradients"
 
     def _task_gradients(
-        self, name: str, examples: Factor | None, weight: Tensor | None, task: Tensor | None, like: Factor
+        self, name: str, examples: Callable[[], Factor], weight: Tensor | None, task: Tensor | None, like: Factor
     ) -> list[Tensor]:
         """A parameter's gradient on every target task, each the mean of its examples by their weights."""
         found = []
         for number in range(self.tasks):
             key = f"{name}{TASK}{number}"
-            if examples is None or weight is None or task is None:
+            if weight is None or task is None:
                 tau = self.target.read(key)
             else:
                 own = torch.where(task == number, weight, 0)
                 own = own / own.sum().clamp_min(torch.finfo(own.dtype).tiny)
-                tau = self.target.stage(key, examples.combine(own))
+                tau = self.target.stage(key, examples().combine(own))
             zeros = torch.zeros(like.shape, dtype=like.dtype, device=self.parameters[name].device)
             found.append(zeros if tau is None else tau)
         return found

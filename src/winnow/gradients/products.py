@@ -24,19 +24,19 @@ class Target:
 
     Args:
         make: gives tau.
-        factor: gradients whose weighted sum tau is, if it is nothing else.
+        examples: give the gradients whose weighted sum tau is, if it is nothing else.
         weight: the weights.
-        joint: the candidates' gradients and after them those of ``factor``.
+        joint: the candidates' gradients and after them those of ``examples``.
     """
 
     def __init__(
         self,
         make: Callable[[], Tensor],
-        factor: Factor | None = None,
+        examples: Callable[[], Factor] | None = None,
         weight: Float[Tensor, " target"] | None = None,
         joint: Factor | None = None,
     ) -> None:
-        self._make, self.factor, self.weight, self.joint = make, factor, weight, joint
+        self._make, self.examples, self.weight, self.joint = make, examples, weight, joint
         self._tensor: Tensor | None = None
 
     def tensor(self) -> Float[Tensor, "*shape"]:
@@ -142,13 +142,17 @@ class Products:
         in_place = self.method.mode == "sketch" and self.store is None
         joint = self._joint(preconditioner, half, target) if in_place else None
         together = joint is not None and has_factors(joint)
-        scaled = preconditioner.factor(factor, half) if joint is None else joint.examples(slice(0, len(factor)))
-        sketched = in_place and has_factors(scaled)
-        aligned, kind = together or needs.alignment is None, "sketched" if sketched else "formed"
+        aligned, kind = together or needs.alignment is None, "sketched" if together else "formed"
+        scaled = factor
+        if joint is None:
+            scaled = preconditioner.factor(factor, half)
+        elif not together:
+            scaled = joint.examples(slice(0, len(factor)))
         if together:
             assert joint is not None and target is not None and target.weight is not None
             self._sketch_joint(name, joint, target.weight)
-        elif sketched:
+        elif in_place and has_factors(scaled):
+            kind = "sketched"
             aligned = self._sketch(name, factor, scaled, half, preconditioner, target) or aligned
         elif in_place and isinstance(scaled, Scatter) and self.gram is not None:
             aligned = self._fold_columns(name, scaled, half, preconditioner, target) or aligned
@@ -286,7 +290,7 @@ class Products:
         if not known:
             half, found = 0.0, sketch.factor(factor, self.method.chunk_elements)
         power = self.needs.alignment - half
-        weighed = None if target.factor is None else preconditioner.factor(target.factor, power)
+        weighed = None if target.examples is None else preconditioner.factor(target.examples(), power)
         if weighed is not None and has_factors(weighed):
             # P goes into the target's factors too: its gradient is not formed either.
             assert target.weight is not None

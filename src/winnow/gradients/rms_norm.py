@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 BLOCK = 2**18
-"""Products with the output are taken this many numbers at a time, so that they are in the cache when summed."""
+"""Products with the output are added up in about so many numbers, which stay in the cache."""
 _agrees: dict[tuple[Any, ...], bool] = {}
 _offsets: WeakKeyDictionary[nn.Module, dict[torch.dtype, float | None]] = WeakKeyDictionary()
 """By module, since a class may take the offset as an option of each."""
@@ -68,12 +68,11 @@ def weight_gradient(
     gain = None if y is None or not x.dtype == grad.dtype == y.dtype else _gain(module, y.dtype)
     if y is not None and gain is not None:
         grad, y = (tensor.reshape(len(tensor), -1, tensor.shape[-1]) for tensor in (grad, y))
-        out = y.new_empty(len(y), y.shape[-1])
-        few = max(1, BLOCK * len(y) // max(1, y.numel()))
-        block = torch.empty_like(y[:few])
-        for left, right, total in zip(grad.split(few), y.split(few), out.split(few), strict=True):
-            torch.sum(torch.mul(left, right, out=block[: len(left)]), 1, out=total)
-        return out.div_(gain)
+        few = max(1, BLOCK * y.shape[1] // max(1, y.numel()))
+        total = grad[:, :few] * y[:, :few]
+        for left, right in zip(grad.split(few, 1)[1:], y.split(few, 1)[1:], strict=True):
+            total[:, : left.shape[1]].addcmul_(left, right)
+        return total.sum(1).div_(gain)
     wide = torch.promote_types(torch.promote_types(x.dtype, grad.dtype), torch.float32)
     x, wide_grad = x.to(wide), grad.to(wide)
     inverse = torch.linalg.vector_norm(x, dim=-1).square_().div_(x.shape[-1]).add_(_eps(module, x.dtype)).rsqrt_()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,6 +18,9 @@ BLOCK = 2**19
 
 WORTH_IT = 2**18
 """On a CPU a side of at least as many numbers is folded by a convolution, whose call costs more."""
+
+MKLDNN = torch.backends.mkldnn.is_available()
+"""Others' depthwise convolution is slow."""
 
 
 class Sketch:
@@ -138,8 +141,10 @@ class Fold:
         Returns:
             A tensor whose last dimension is the buckets.
         """
-        signs = self.signs.to(tensor.dtype) if scale is None else self.signs.to(tensor.dtype) * scale
-        return self._convolved(tensor, signs) if self._convolves(tensor) else self._added(tensor, signs)
+        if self._convolves(tensor):
+            return self._convolved(tensor, scale)
+        signs = self.signs.to(tensor.dtype)
+        return self._added(tensor, signs if scale is None else signs * scale)
 
     def first(self, matrix: Float[Tensor, "side columns"]) -> Float[Tensor, "numbers columns"]:
         """Fold the first dimension.
@@ -158,21 +163,28 @@ class Fold:
 
     def _convolves(self, tensor: Tensor) -> bool:
         return (
-            tensor.device.type == "cpu"
+            tensor.numel() >= WORTH_IT
+            and tensor.is_cpu
             and tensor.dtype == torch.float32
             and tensor.shape[-1] % self.buckets == 0
             and tensor.is_contiguous()
-            and tensor.numel() >= WORTH_IT
-            and torch.backends.mkldnn.is_available()  # others' depthwise convolution is slow
+            and MKLDNN
         )
 
-    def _convolved(self, tensor: Tensor, signs: Tensor) -> Tensor:
+    @cached_property
+    def _kernels(self) -> Tensor:
+        return self.signs.float().view(-1, self.buckets).T.contiguous()
+
+    def _convolved(self, tensor: Tensor, scale: Tensor | None) -> Tensor:
         """Each bucket a channel, the entries that share it neighbouring pixels: one pass over memory, with no copy."""
-        line = tensor.shape[-2:].numel() // self.buckets
-        pixels = tensor.view(-1, 1, line, self.buckets).permute(0, 3, 1, 2)
-        weight = signs.view(-1, self.buckets).T.reshape(self.buckets, 1, 1, -1)
         # All tokens of an example are one line of pixels: a call of the kernel for each token costs more.
-        folded = F.conv2d(pixels, weight, stride=(1, weight.shape[-1]), groups=self.buckets)
+        line, side, kernels = tensor.shape[-2:].numel(), tensor.shape[-1], self._kernels
+        pixels = tensor.as_strided(
+            (tensor.numel() // line, self.buckets, 1, line // self.buckets), (line, 1, line, self.buckets)
+        )
+        if scale is not None:
+            kernels = kernels * scale.reshape(-1, self.buckets).T
+        folded = torch.conv2d(pixels, kernels[:, None, None], stride=(1, side // self.buckets), groups=self.buckets)
         return folded.permute(0, 2, 3, 1).reshape(*tensor.shape[:-1], self.buckets)
 
     def _added(self, tensor: Tensor, signs: Tensor) -> Tensor:
