@@ -7,6 +7,7 @@ import gc
 import os
 import platform
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -125,33 +126,43 @@ def choosing(rounds: int, size: int, keep: int) -> list[float]:
     return found[1:]
 
 
-def peak(bench: Bench, device: torch.device) -> dict[str, float] | None:
+def peak(bench: Bench, device: torch.device, times: int = 3) -> dict[str, float] | None:
     """Peak memory of each side in MiB: what a step adds at its worst, and what is held between steps.
 
     Args:
         bench: the case, after a step of each side.
         device: where it runs.
+        times: how often each side is measured; on a CPU the peak differs by a tenth from step to step.
 
     Returns:
-        MiB by side, and their ratio; None where the system does not say.
+        Median MiB by side, and their ratio; None where the system does not say.
     """
-    found = {}
-    for name, run in sides(bench).items():
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            run()
-            found[name] = torch.cuda.max_memory_allocated(device) / 2**20
-            continue
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)  # give back what earlier steps freed
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
-        except OSError:
-            return None
-        before = _resident("VmRSS")
+    found: dict[str, list[float]] = {"plain": [], "select": []}
+    for _ in range(times):
+        for name, run in sides(bench).items():
+            added = _added(run, device)
+            if added is None:
+                return None
+            found[name].append(added + (0 if device.type == "cuda" else _held(bench)))
+    plain, select = (statistics.median(values) for values in found.values())
+    return {"plain": plain, "select": select, "ratio": select / plain}
+
+
+def _added(run: Callable[[], None], device: torch.device) -> float | None:
+    """MiB at the worst of a call: on a GPU in all, on a CPU above what was resident before."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
         run()
-        found[name] = _held(bench) + _resident("VmHWM") - before
-    return {**found, "ratio": found["select"] / found["plain"]}
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # give back what earlier steps freed
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    except OSError:
+        return None
+    before = _resident("VmRSS")
+    run()
+    return _resident("VmHWM") - before
 
 
 def _resident(key: str) -> float:

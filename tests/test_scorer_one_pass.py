@@ -73,6 +73,17 @@ def test_one_pass_equals_two_passes(family: str, lora: bool) -> None:
     assert torch.equal(alone.alignment, signals.alignment)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("mode", ["ghost", "sketch"])
+def test_products_do_not_depend_on_whether_factors_are_held(mode: str) -> None:
+    """Sketches are taken while the backward runs without an update, and after it with one."""
+    model, options = without_dropout(build("llama")), {"mode": mode, "sketch_dim": 4}
+    pool, target, optimizer = ragged([7, 5, 6]), ragged([9, 4], seed=1), warmed_up(model)
+    alone = Scorer(model, optimizer, **options)(pool, target, NEEDS)
+    held = Scorer(model, optimizer, update="one_pass", **options)(pool, target, NEEDS)
+    assert torch.equal(alone.gram, held.gram)  # type: ignore[arg-type]
+    assert torch.equal(alone.alignment, held.alignment)  # type: ignore[arg-type]
+
+
 def test_assigning_writes_adds_and_lets_go() -> None:
     model = without_dropout(build("llama"))
     scorer = Scorer(model, warmed_up(model), update="one_pass")

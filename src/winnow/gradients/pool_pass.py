@@ -199,10 +199,11 @@ class PoolPass:
             return valid
 
         wanted = self.parameters if kept is None else kept.parameters
-        # What an update needs is held until the weights are known: its products can wait as well.
-        losses = backward_through(
-            self.model, wanted, batch, self.reduction, add, prepare, self.packing(batch), hold=kept is not None
-        )[:size]
+        # Sketches are many small operations, which go faster one after another, and cost no memory where the update
+        # holds the factors anyway. Gradients that are formed take no less time then, and the peak is higher.
+        hold = kept is not None and self.method.mode == "sketch"
+        losses = backward_through(self.model, wanted, batch, self.reduction, add, prepare, self.packing(batch), hold)
+        losses = losses[:size]
         if products is None:
             products = Products(needs, size, losses.dtype, device, self.method, tasks=self.tasks)
         products.finish()
