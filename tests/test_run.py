@@ -218,7 +218,8 @@ def test_weights_alone_are_no_place_to_resume_from(finished: tuple[Path, float |
 def test_a_folder_with_a_run_in_it_is_not_written_over(finished: tuple[Path, float | None]) -> None:
     folder, _ = finished
     kept = {path: path.read_bytes() for path in (folder / "out").glob("*.*")}
-    with pytest.raises(BuildError, match=r"holds a run already \(metrics\.csv.*hydra\.run\.dir"):
+    says = r"holds a run already \(metrics\.csv.*hydra\.run\.dir.*ckpt_path=.*last\.ckpt"
+    with pytest.raises(BuildError, match=says):
         go(f"model.path={folder / 'base'}", out=str(folder / "out"))
     assert {path: path.read_bytes() for path in (folder / "out").glob("*.*")} == kept
 

@@ -58,9 +58,11 @@ def claim(folder: Path, ckpt_path: str | None) -> None:
         return
     used = _used(folder)
     if used:
+        last = folder / "checkpoints" / "last.ckpt"
+        way_on = f", or resume it with ckpt_path={last}" if last.exists() else ""
         raise BuildError(
             f"{folder} holds a run already ({', '.join(used)}): choose another folder with hydra.run.dir=FOLDER, "
-            "delete that one, or resume it with ckpt_path="
+            f"or delete that one{way_on}"
         )
 
 
