@@ -68,7 +68,7 @@ def main() -> None:
     for case in chosen:
         bench = Bench(case, size, device, dtype)
         found = timed(bench, rounds, device)
-        memory = None if options.no_memory else peak(bench, device)
+        memory = None if options.no_memory else peak(bench, device, 1 if options.quick else 3)
         sketched = fidelity(bench) if not options.gpu else None
         del bench
         report["cases"].append({**asdict(case), "floor": case.floor, **found, "peak_mib": memory, "sketch": sketched})

@@ -126,7 +126,7 @@ def choosing(rounds: int, size: int, keep: int) -> list[float]:
     return found[1:]
 
 
-def peak(bench: Bench, device: torch.device, times: int = 3) -> dict[str, float] | None:
+def peak(bench: Bench, device: torch.device, times: int) -> dict[str, float] | None:
     """Peak memory of each side in MiB: what a step adds at its worst, and what is held between steps.
 
     Args:

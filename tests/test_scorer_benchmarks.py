@@ -125,6 +125,6 @@ def test_timing_and_memory_look_at_both_sides() -> None:
     bench.select = lambda: calls.append("select")  # type: ignore[method-assign]
     timed(bench, 2, CPU)
     assert calls == ["plain", "select", "select", "plain", "plain", "select"], "the first round does not count"
-    memory = peak(bench, CPU)
+    memory = peak(bench, CPU, times=2)
     assert memory is None or memory["plain"] > 0
     assert len(choosing(2, 12, 3)) == 2
