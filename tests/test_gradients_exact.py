@@ -7,6 +7,7 @@ import torch
 
 from tests.families import FAMILIES, build, double, ragged
 from tests.reference import diagonal, normal, relative, slow_matrix, warmed_up
+from winnow.gradients.gram import PIECE, add_gram
 from winnow.gradients.outer_product import LONG, OuterProduct
 from winnow.scorer import Scorer
 from winnow.signals import Needs
@@ -99,3 +100,12 @@ def test_weighted_sums_of_neighbours_and_others(tokens: int, shares: list[float]
     expected = torch.tensordot(weight, factor.rows(slice(None))[chosen], dims=1)
     found = factor.combine(weight, None if index is None else torch.tensor(index, dtype=torch.long))
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("numbers", [0, 5, PIECE, PIECE + 1, 2 * PIECE, 3 * PIECE + 7])
+def test_a_gram_of_long_rows_is_that_of_one_product(numbers: int) -> None:
+    rows = normal(3, numbers + 2)[:, 2:]
+    start = normal(3, 3, seed=1)
+    total = start.clone()
+    add_gram(total, rows)
+    assert relative(total, start + rows @ rows.T) < 1e-12

@@ -13,6 +13,7 @@ from winnow.geometry.base import Preconditioner, accumulation_dtype
 from winnow.gradients.countsketch import CountSketch
 from winnow.gradients.factors import Factor, Scatter
 from winnow.gradients.ghost import ghost_gram
+from winnow.gradients.gram import add_gram
 from winnow.gradients.method import Method
 from winnow.gradients.outer_product import OuterProduct
 from winnow.gradients.sketch import chunks, has_factors
@@ -245,7 +246,7 @@ class Products:
             self.target_square += torch.linalg.vector_norm(direction).square()
         for rows in chunks(scaled, self.method.chunk_elements, every_row=False):
             block = scaled.rows(rows).flatten(1)
-            self.gram.addmm_(block, block.T)
+            add_gram(self.gram, block)
             if direction is not None:
                 assert self.alignment is not None
                 self.alignment.addmv_(block, direction[rows].flatten())
