@@ -72,7 +72,10 @@ class Case:
 
     @property
     def floor(self) -> float | None:
-        """Multiplications over those of plain training: forward, backward to inputs, G_i and K, the kept update."""
+        """Multiplications over those of plain training: forward, backward to inputs, G_i and K, the kept update.
+
+        With no G_i stored: where they are, as where that takes no more memory, the update takes none.
+        """
         total, kept = self.pool + self.target, 2 * self.keep
         if self.brute or self.lora is not None:
             return None

@@ -323,7 +323,7 @@ def test_sketching_candidates_and_target_as_one_changes_nothing(form: str, gram:
 
 @pytest.mark.parametrize(("mode", "tolerance"), [("ghost", 1e-9), ("auto", 1e-9), ("sketch", 1e-9)])
 def test_modes_of_a_model_and_the_one_pass_update(mode: str, tolerance: float) -> None:
-    """A sketch as large as every side is exact; the update does not depend on how it was scored."""
+    """A sketch as large as every side is exact; the update depends on how it was scored in rounding alone."""
     model = build("qwen2", lora=False)
     optimizer = torch.optim.Adafactor(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
@@ -336,4 +336,4 @@ def test_modes_of_a_model_and_the_one_pass_update(mode: str, tolerance: float) -
     same(other(POOL, TARGET, NEEDS), exact(POOL, TARGET, NEEDS), tolerance)
     selection = Selection(torch.tensor([0, 2]), torch.tensor([0.5, 1.5]))
     expected = exact.weighted_gradients(selection)
-    assert all(torch.equal(value, expected[name]) for name, value in other.weighted_gradients(selection).items())
+    assert all(relative(value, expected[name]) < 1e-12 for name, value in other.weighted_gradients(selection).items())

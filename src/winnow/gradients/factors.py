@@ -15,6 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+LARGE = 2**14
+"""On a CPU, gradients of at least so many numbers are combined one at a time, without a copy of the chosen ones."""
+
 Rows = slice | Tensor
 """Rows of a parameter's first dimension: a slice or a sorted LongTensor."""
 
@@ -166,8 +169,14 @@ class Dense:
         self, weight: Float[Tensor, " kept"], index: Int[Tensor, " kept"] | None = None
     ) -> Float[Tensor, "*shape"]:
         """sum_i weight_i G_{index_i}."""
-        values = self.values if index is None else self.values[index]
         wide = torch.promote_types(self.dtype, torch.float32)
+        if self.values.device.type == "cpu" and self.shape.numel() >= LARGE:
+            out = self.values.new_zeros(self.shape, dtype=wide)
+            rows = range(len(self)) if index is None else index.tolist()
+            for row, share in zip(rows, weight.tolist(), strict=True):
+                out.add_(self.values[row], alpha=share)
+            return out.to(self.dtype)
+        values = self.values if index is None else self.values[index]
         return torch.tensordot(weight.to(wide), values.to(wide), dims=1).to(self.dtype)
 
     def inner(self, direction: Float[Tensor, "*shape"]) -> Float[Tensor, " batch"]:
@@ -278,6 +287,8 @@ class Scaled:
     def rows(self, rows: Rows) -> Float[Tensor, "batch rows *rest"]:
         """Per-example gradients of some rows, scaled."""
         scale = self.scale if self.shape else self.scale[None]
+        if isinstance(self.factor, Dense) and self.shape:
+            return self.factor.values[:, rows] * scale[rows]  # no copy before
         return self.factor.rows(rows).mul_(scale[rows])
 
     def combine(

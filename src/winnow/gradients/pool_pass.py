@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 
@@ -186,7 +187,9 @@ class PoolPass:
                 if self.target.keep:
                     tau.tensor()  # it has to outlive the step, whoever asks for it now
             tasks = self._task_gradients(name, examples, weight, task, candidates) if needs.per_task else []
-            kind = products.add(name, candidates, preconditioner, tau, tasks=tasks, bend=(bend or {}).get(name))
+            formed = None if kept is None else functools.partial(kept.add, name)
+            bent = None if bend is None else bend.get(name)
+            kind = products.add(name, candidates, preconditioner, tau, tasks=tasks, bend=bent, on_formed=formed)
             self.work.note(kind, candidates, total - size)
 
         def prepare(losses: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from winnow.geometry.base import Preconditioner, accumulation_dtype
 from winnow.gradients.countsketch import CountSketch
-from winnow.gradients.factors import Factor, Scatter
+from winnow.gradients.factors import Dense, Factor, Scaled, Scatter
 from winnow.gradients.ghost import ghost_gram
 from winnow.gradients.gram import add_gram
 from winnow.gradients.method import Method
@@ -116,6 +116,7 @@ class Products:
         *,
         tasks: Sequence[Float[Tensor, "*shape"]] = (),
         bend: Float[Tensor, "*shape"] | None = None,
+        on_formed: Callable[[Factor], None] | None = None,
     ) -> str:
         """Add one parameter's contribution.
 
@@ -127,6 +128,7 @@ class Products:
             rows: which candidates they are.
             tasks: the tau of every target task; needed for ``per_task``.
             bend: H sum_j g_j of this parameter; ``curvature`` counts none where it is None.
+            on_formed: asks for the gradients as they were formed for K, where they are no larger than their factors.
 
         Returns:
             How K was taken: ``formed`` | ``token products`` | ``sketched``.
@@ -164,6 +166,11 @@ class Products:
             kind = "token products"
             self.gram += ghost_gram(scaled, self.method.chunk_elements)
         elif self.gram is not None:
+            if on_formed is not None and self._smaller(factor, scaled):
+                factor = Dense(factor.rows(slice(None)))
+                on_formed(factor)
+                scale = scaled.scale if isinstance(scaled, Scaled) else None
+                scaled = preconditioner.factor(factor, half) if scale is None else Scaled(factor, scale)
             aligned = self._form(scaled, half, preconditioner, target) or aligned
         if not aligned:
             assert self.alignment is not None and needs.alignment is not None and target is not None
@@ -218,6 +225,17 @@ class Products:
                     if others != rows:
                         self.gram[others, rows] += block.T
 
+    def _smaller(self, factor: Factor, scaled: Factor) -> bool:
+        """Whether gradients, to which P^(p/2) goes elementwise, take no more memory than the factors they come from."""
+        if not isinstance(factor, OuterProduct):
+            return False
+        if isinstance(scaled, OuterProduct):  # with other sides, P is a matrix: a product with every G_i costs more
+            below = scaled.left is factor.left and scaled.right is factor.right
+        else:
+            below = isinstance(scaled, Scaled) and scaled.factor is factor
+        numbers = factor.left.shape[1] * sum(factor.shape)
+        return below and factor.shape.numel() * factor.dtype.itemsize <= numbers * self.precision.itemsize
+
     def _form(self, scaled: Factor, half: float, preconditioner: Preconditioner, target: Target | None) -> bool:
         """K of formed gradients, and b if its power allows; says whether b is done."""
         direction = None
@@ -245,7 +263,7 @@ class Products:
         if direction is not None and self.target_square is not None:
             self.target_square += torch.linalg.vector_norm(direction).square()
         for rows in chunks(scaled, self.method.chunk_elements, every_row=False):
-            block = scaled.rows(rows).flatten(1)
+            block = (scaled.values[:, rows] if isinstance(scaled, Dense) else scaled.rows(rows)).flatten(1)
             add_gram(self.gram, block)
             if direction is not None:
                 assert self.alignment is not None

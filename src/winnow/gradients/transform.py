@@ -39,7 +39,7 @@ def scale_sides(factor: Factor, row: Float[Tensor, " rows"], column: Float[Tenso
         column: multipliers of its columns.
 
     Returns:
-        diag(row) G_i diag(column); an outer product stays one.
+        diag(row) G_i diag(column); an outer product stays one, and a scatter.
     """
     if isinstance(factor, OuterProduct):
         return factor.scaled(row, column)
@@ -49,7 +49,7 @@ def scale_sides(factor: Factor, row: Float[Tensor, " rows"], column: Float[Tenso
         return Sum([scale_sides(part, row, column) for part in factor.parts])
     if isinstance(factor, Scaled):
         return Scaled(scale_sides(factor.factor, row, column), factor.scale)
-    return Dense(_block(factor) * (row[:, None] * column))
+    return Scaled(factor, row[:, None] * column)
 
 
 def multiply_left(factor: Factor, matrix: Float[Tensor, "rows rows"]) -> Factor:
