@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.commands import SMALL, configured, save_base
 from winnow import run as running
+from winnow.folder import changes
 from winnow.instantiate import BuildError
 from winnow.run import run
 
@@ -207,6 +208,28 @@ def test_an_optimizer_of_unknown_geometry_trains_with_what_asks_nothing_of_it(me
     save_base()
     go(f"baseline={method}", "optimizer=sgd", "optimizer._target_=torch.optim.RMSprop", "trainer.max_steps=2")
     assert read("summary.json")["budget"]["updates"] == 2
+
+
+def test_a_run_resumed_with_other_options_says_which(caplog: pytest.LogCaptureFixture) -> None:
+    save_base()
+    go()
+    last = "out/checkpoints/last.ckpt"
+    assert changes(last, read("config.json") | {"ckpt_path": last}) == []
+    go(f"ckpt_path={last}", "trainer.max_steps=6", "scoring.update=one_pass")
+    message = next(record.getMessage() for record in caplog.records if "other options" in record.getMessage())
+    assert sorted(message.split("options: ")[1].split("; ")) == [
+        "scoring.update was two_pass, is one_pass",
+        "trainer.max_steps was 4, is 6",
+    ]
+    assert read("summary.json")["budget"]["steps"] == 6
+
+
+def test_a_checkpoint_that_is_not_there_is_no_way_to_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    save_base()
+    with pytest.raises(BuildError, match="no such file"):
+        go("ckpt_path=nowhere.ckpt")
+    assert "can go on" not in caplog.text
+    assert read("status.json")["ckpt_path"] is None
 
 
 def test_weights_alone_are_no_place_to_resume_from(finished: tuple[Path, float | None]) -> None:

@@ -125,6 +125,23 @@ def differences(recorded: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     ]
 
 
+def changes(ckpt_path: str, config: dict[str, Any]) -> list[str]:
+    """What a run that goes on from a checkpoint is given otherwise than the run the checkpoint is of.
+
+    Args:
+        ckpt_path: a checkpoint, in its run's folder or not.
+        config: the configuration as it will be recorded.
+
+    Returns:
+        ``key was VALUE, is VALUE`` for each; nothing where the checkpoint lies beside no config.json.
+    """
+    recorded = Path(ckpt_path).resolve().parent.parent / "config.json"
+    if not recorded.is_file():
+        return []
+    begun, asked = _read(recorded), json.loads(to_json(config))
+    return differences(begun | {"ckpt_path": None}, asked | {"ckpt_path": None})
+
+
 def _used(folder: Path) -> list[str]:
     used = [name for name in RECORDS if (folder / name).exists()]
     return [*used, "status.json (running)"] if _state(folder) == "running" else used

@@ -29,7 +29,7 @@ from winnow.allocator import keep_freed_memory
 from winnow.callbacks import AtomicCheckpointIO, Records
 from winnow.data import Corpus, SelectionDataModule
 from winnow.evaluation import evaluate
-from winnow.folder import claim, earlier_job, occupied
+from winnow.folder import changes, claim, earlier_job, occupied
 from winnow.instantiate import BuildError, blaming, build, build_all, check_numbers, plain
 from winnow.ledger import composition
 from winnow.models import LanguageModel
@@ -79,6 +79,9 @@ def run(cfg: DictConfig) -> float | None:
     with occupied(folder):
         if not _in_sweep():
             claim(folder, cfg.ckpt_path)
+            changed = changes(cfg.ckpt_path, config) if cfg.ckpt_path else []
+            if changed:
+                log.warning("ckpt_path=%s is of a run with other options: %s", cfg.ckpt_path, "; ".join(changed))
         else:
             earlier = earlier_job(folder, config)
             if isinstance(earlier, dict):
@@ -100,8 +103,8 @@ def _recorded(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 _assemble(cfg, folder, parts)
             summary = _execute(cfg, folder, parts)
         except BaseException as error:
-            last = folder / "checkpoints" / "last.ckpt"
-            resume = last if last.exists() else Path(cfg.ckpt_path) if cfg.ckpt_path else None
+            known = [folder / "checkpoints" / "last.ckpt", *([Path(cfg.ckpt_path)] if cfg.ckpt_path else [])]
+            resume = next((path for path in known if path.is_file()), None)
             status.failed(error, resume)
             _close(parts, failed=True)
             if resume is not None:
