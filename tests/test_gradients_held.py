@@ -76,9 +76,14 @@ def test_large_gradients_are_combined_one_at_a_time() -> None:
     assert relative(Dense(values).combine(weight, index), expected) < 1e-12
     everyone = normal(5, seed=2)
     assert relative(Dense(values).combine(everyone), torch.tensordot(everyone, values, dims=1)) < 1e-12
-    half = Dense(values.bfloat16())
-    wide = torch.tensordot(weight, values.bfloat16()[index].double(), dims=1)
-    assert relative(half.combine(weight, index).double(), wide) < 5e-3, "added in float32, rounded once"
+    many = Dense(normal(64, LARGE // 16, 16, seed=3).abs().bfloat16())
+    share = torch.full((64,), 1 / 64, dtype=torch.float64)
+    wide = torch.tensordot(share, many.values.double(), dims=1)
+    assert relative(many.combine(share).double(), wide) < 2**-8, "added in float32, rounded once"
+    narrow = torch.zeros(many.shape, dtype=torch.bfloat16)
+    for row in many.values:
+        narrow.add_(row, alpha=1 / 64)
+    assert relative(narrow.double(), wide) > 2**-8, "what adding in bfloat16 would give"
 
 
 def test_a_pool_under_lora_is_held_as_gradients_and_not_as_activations() -> None:

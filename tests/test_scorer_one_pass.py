@@ -73,7 +73,7 @@ def test_one_pass_equals_two_passes(family: str, lora: bool) -> None:
     assert torch.equal(alone.alignment, signals.alignment)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("mode", ["ghost", "sketch"])
+@pytest.mark.parametrize("mode", ["exact", "ghost", "auto", "sketch"])
 def test_products_do_not_depend_on_whether_factors_are_held(mode: str) -> None:
     """Sketches are taken while the backward runs without an update, and after it with one."""
     model, options = without_dropout(build("llama")), {"mode": mode, "sketch_dim": 4}

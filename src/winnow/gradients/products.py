@@ -169,8 +169,10 @@ class Products:
             if on_formed is not None and self._smaller(factor, scaled):
                 factor = Dense(factor.rows(slice(None)))
                 on_formed(factor)
-                scale = scaled.scale if isinstance(scaled, Scaled) else None
-                scaled = preconditioner.factor(factor, half) if scale is None else Scaled(factor, scale)
+                if isinstance(scaled, Scaled):  # P's power, as large as the parameter, is not taken twice
+                    scaled = Scaled(factor, scaled.scale)
+                else:
+                    scaled = preconditioner.factor(factor, half)
             aligned = self._form(scaled, half, preconditioner, target) or aligned
         if not aligned:
             assert self.alignment is not None and needs.alignment is not None and target is not None
