@@ -17,10 +17,10 @@ RUNS ?= $(wildcard $(DEMO)/filter_weight $(DEMO)/random)
 TESTS ?=
 BENCH_ARGS ?=
 
-.PHONY: help setup demo test lint bench report clean
+.PHONY: help setup demo test test-all lint bench report clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(READY)  ## the environment in .venv, at the versions of constraints.txt
 
@@ -43,6 +43,9 @@ demo: $(READY)  ## filter_weight and random on the same stream and budget, side 
 # One thread each: two tests side by side are faster than one with two threads at these sizes.
 test: $(READY)  ## the whole test suite; TESTS=tests/test_ledger.py for a part
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
+
+test-all: $(READY)  ## the same with ten times the drawn batch layouts
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-profile=thorough $(TESTS)
 
 lint: $(READY)  ## ruff, its formatter, and mypy
 	$(BIN)/ruff check .

@@ -27,6 +27,9 @@ for name in ("WANDB_API_KEY", "HYDRA_FULL_ERROR", "WINNOW_ROOT"):
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("thorough")  # ten times the layouts: tests/test_layouts.py
 
 
 class NetworkUsed(AssertionError):

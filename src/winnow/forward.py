@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from winnow.batches import concatenate, target_shares
 from winnow.gradients.in_pieces import pieces
 from winnow.hidden import LastHidden, nuclear_norms, pooled
+from winnow.layout import right_padded
 from winnow.losses import Batch, example_losses, response_tokens
 from winnow.signals import Needs, Signals
 
@@ -44,11 +45,13 @@ def forward_signals(
     Raises:
         ValueError: the target is needed and not given.
     """
+    pool = right_padded(pool, "pool")
     size, batch = len(tokens), pool
     found: dict[str, Any] = {}
     if needs.target_hidden:
         if target is None:
             raise ValueError("the selector compares with hidden states of the target: give it a target batch")
+        target = right_padded(target, "target")
         found["target_share"] = target_shares(target, target_weight)
         if micro_batch is None:
             batch = concatenate(pool, target)

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from winnow.losses import Batch, positions, response_mask
+from winnow.layout import positions
+from winnow.losses import Batch, response_mask
 
 ROWS = 8192
 """Rows of the output layer raised to float64 at a time."""
@@ -122,7 +123,7 @@ def nuclear_norms(
     Args:
         model: its output layer gives W, and a bias if it has one.
         states: last hidden states H.
-        batch: ``labels`` say which positions are a response's.
+        batch: right-padded as the states are; ``labels`` say which positions are a response's.
 
     Returns:
         The norms of the logits as the output layer gives them, before any scale or cap the model puts on them; zero

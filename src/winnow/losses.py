@@ -7,10 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from winnow.cross_entropy import IGNORE, token_nll
+from winnow.layout import positions, right_padded, take
+
+__all__ = [
+    "IGNORE",
+    "Batch",
+    "example_losses",
+    "forward_parameters",
+    "positions",
+    "response_mask",
+    "response_tokens",
+    "take",
+]
 
 Batch = Mapping[str, Tensor]
 """``input_ids``, ``attention_mask``, ``labels``: each Int[batch tokens]; labels are -100 where there is no loss."""
@@ -31,44 +44,15 @@ def response_mask(
 
 
 def response_tokens(batch: Batch) -> Int[Tensor, " batch"]:
-    """How many response tokens the loss of each example covers.
+    """How many response tokens the loss of each example covers: a row's first token is predicted from nothing.
 
     Args:
-        batch: the examples.
+        batch: the examples, padded wherever.
 
     Returns:
         Counts; 0 for a row without any.
     """
-    return response_mask(batch["labels"]).sum(1)
-
-
-def positions(
-    attention_mask: Int[Tensor, "batch tokens"],
-) -> Int[Tensor, "batch tokens"]:
-    """Position of every token within its example, left or right padded.
-
-    Args:
-        attention_mask: 1 for tokens, 0 for padding.
-
-    Returns:
-        Positions from 0; those of padding are arbitrary but in range.
-    """
-    return (attention_mask.long().cumsum(1) - 1).clamp_min(0)
-
-
-def take(batch: Batch, index: Int[Tensor, " kept"]) -> dict[str, Tensor]:
-    """Rows of a batch, with the padding columns that no kept row needs cut off.
-
-    Args:
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, right-padded.
-        index: rows to take.
-
-    Returns:
-        The smaller batch.
-    """
-    rows = {name: batch[name][index] for name in ("input_ids", "attention_mask", "labels")}
-    length = int(rows["attention_mask"].sum(1).max()) if len(index) else 0
-    return {name: value[:, : max(length, 1)] for name, value in rows.items()}
+    return response_mask(right_padded(batch)["labels"]).sum(1)
 
 
 def forward_parameters(model: nn.Module) -> set[str]:
@@ -94,17 +78,19 @@ def example_losses(model: nn.Module, batch: Batch, reduction: str = "mean") -> F
 
     Args:
         model: a causal language model that returns an object with ``logits``.
-        batch: ``input_ids``, ``attention_mask`` and ``labels``; the shift to the next token is made here.
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, padded wherever; the shift to the next token is made
+            here.
         reduction: ``mean`` over the response tokens of the example, or their ``sum``; in nats.
 
     Returns:
         One loss per example; NaN for a row without response tokens, whose gradient is exactly zero.
 
     Raises:
-        ValueError: the reduction is neither ``mean`` nor ``sum``.
+        ValueError: the reduction is neither ``mean`` nor ``sum``, or the batch is not one.
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"loss reduction must be 'mean' or 'sum' (scoring.reduction), got {reduction!r}")
+    batch = right_padded(batch)
     mask = response_mask(batch["labels"])
     accepted = forward_parameters(model)
     inputs: dict[str, Any] = {key: batch[key] for key in ("input_ids", "attention_mask")}
@@ -120,7 +106,8 @@ def example_losses(model: nn.Module, batch: Batch, reduction: str = "mean") -> F
         logits = model(**inputs, logits_to_keep=columns).logits
     else:
         logits = model(**inputs).logits[:, columns]
-    sums = token_nll(logits, batch["labels"][:, 1:][:, columns]).sum(1)
+    following = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)  # of a batch of one column, too
+    sums = token_nll(logits, following[:, columns]).sum(1)
     count = mask.sum(1)
     losses = sums / count.clamp_min(1) if reduction == "mean" else sums
     return torch.where(count > 0, losses, torch.nan)

@@ -135,7 +135,7 @@ def pack(batch: Batch, one_row: bool = False) -> Packing:
     """Lay a batch end to end in rows as long as its longest example, the longest examples first.
 
     Args:
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, padded on either side.
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, padded wherever.
         one_row: all in one row, however long.
 
     Returns:

@@ -25,7 +25,8 @@ from winnow.gradients.products import Products
 from winnow.gradients.quiet import has_dropout, quiet
 from winnow.gradients.target import TargetGradient
 from winnow.gradients.trust import doubts
-from winnow.gradients.verify import GradientMismatch, verify_gradients
+from winnow.gradients.verify import GradientMismatch, share_left_out, verify_gradients
+from winnow.layout import KEYS, right_padded
 from winnow.losses import Batch, response_tokens
 from winnow.reference import ReferenceModel, ReferenceTable, load_reference
 from winnow.selection import Selection
@@ -137,7 +138,7 @@ class Scorer:
         """Whether the last call took the stored target gradient because the new one was not finite."""
         self.reference = reference
         self._reference: ReferenceModel | ReferenceTable | None = None
-        self._unverified, self._undescribed, self._doubted = verify, True, False
+        self._unverified, self._undescribed, self._unsaid, self._doubted = verify, True, True, False
         self._trainable = {name: held for name, held in model.named_parameters() if held.requires_grad}
         self._kept: KeptFactors | None = None
         self._refusal: str | None = None
@@ -171,7 +172,7 @@ class Scorer:
         """Score a pool.
 
         Args:
-            pool: B candidates: ``input_ids``, ``attention_mask``, ``labels``.
+            pool: B candidates: ``input_ids``, ``attention_mask``, ``labels``; see :func:`winnow.layout.right_padded`.
             target: M examples; None where ``needs.target`` is false or ``target_due`` is false.
             needs: what to compute; nothing else is.
             target_weight: share of each target example in g*, for example one over the size of its
@@ -185,9 +186,11 @@ class Scorer:
         Raises:
             TargetNotFinite: see ``on_target_nan``.
             UnknownOptimizer: see :meth:`check`.
-            ValueError: a target is due and not given, or has no response token; or something that ``needs`` names
-                is not there, or not to be had with ``mode`` or ``pool_micro_batch``.
+            ValueError: a target is due and not given, or has no response token; something that ``needs`` names is
+                not there, or not to be had with ``mode`` or ``pool_micro_batch``; or a batch is not one.
         """
+        given, pool = pool, right_padded(pool, "pool")
+        target = None if target is None else right_padded(target, "target batch")
         tokens = response_tokens(pool)
         self.check(needs)
         self._pass.target_loss, self.target_reused, self._kept = None, False, None
@@ -202,7 +205,7 @@ class Scorer:
         if not needs.forward:
             return Signals(valid=tokens > 0, tokens=tokens, **extra)
         if needs.backward:
-            self._kept = self._keep()
+            self._kept = self._keep(given)
         with quiet(self.model):
             if needs.backward:
                 return replace(self._backward(pool, target, needs, target_weight, target_task, tokens), **extra)
@@ -241,9 +244,10 @@ class Scorer:
             Gradients by name of every trainable parameter that the loss reached.
 
         Raises:
-            RuntimeError: the last call kept no factors.
+            RuntimeError: the last call kept no factors, or pool or parameters have changed since.
+            ValueError: the selection names candidates that are not valid.
         """
-        return self._held().weighted(selection)
+        return self._held(selection).weighted(selection)
 
     def assign_update(self, selection: Selection, accumulate: bool = False) -> None:
         """Write the update's gradient to every trainable parameter's ``.grad`` and let go of the factors.
@@ -253,9 +257,10 @@ class Scorer:
             accumulate: add to the gradients that are there, instead of replacing them.
 
         Raises:
-            RuntimeError: the last call kept no factors, or they are used up.
+            RuntimeError: the last call kept no factors, they are used up, or pool or parameters have changed since.
+            ValueError: the selection names candidates that are not valid.
         """
-        self._held().assign(selection, accumulate)
+        self._held(selection).assign(selection, accumulate)
         self._kept = None
 
     def backward(
@@ -270,18 +275,24 @@ class Scorer:
 
         Returns:
             What was really trained on, and the losses a second pass saw: see :func:`winnow.weighted_backward`.
+
+        Raises:
+            RuntimeError: factors are held, and ``pool`` is another one, or it or the parameters have changed since.
+            ValueError: factors are held, and the selection names candidates that are not valid.
         """
         if not self.holds_update:
             return weighted_backward(self.model, pool, selection, self.reduction, backward, self.pool_micro_batch)
-        self.assign_update(selection, accumulate=True)
+        self._held(selection, pool).assign(selection, accumulate=True)
+        self._kept = None
         return selection, torch.full((len(pool["labels"]),), torch.nan, dtype=torch.float32)
 
-    def _held(self) -> KeptFactors:
+    def _held(self, selection: Selection, pool: Batch | None = None) -> KeptFactors:
         if self._kept is None:
             raise RuntimeError(
                 f"no factors are held for a one-pass update ({self._refusal or 'scoring.update=' + self.update}); "
                 f"ask holds_update first, and make a second weighted pass if it is False"
             )
+        self._kept.check(selection, pool)
         return self._kept
 
     def _reference_losses(self, pool: Batch, ids: Sequence[str] | None) -> Float[Tensor, " pool"]:
@@ -345,9 +356,15 @@ class Scorer:
             log.info("scoring.layers=%s: %s", self.layers, self._pass.work.describe(self.model, run))
             self._undescribed = False
         self._doubt((tokens > 0) & losses.isfinite(), products)
-        if self._unverified and bool(valid.any()):
+        if (self._unverified or self._unsaid) and bool(valid.any()):
             rows = valid.nonzero().squeeze(1)[: min(VERIFIED_ROWS, self.pool_micro_batch or VERIFIED_ROWS)]
-            self._verify({key: pool[key][rows] for key in ("input_ids", "attention_mask", "labels")})
+            few = {key: pool[key][rows] for key in KEYS}
+            if self._unsaid:
+                self._say_left_out(few)
+            if self._unverified:
+                self._verify(few)
+        if self._kept is not None:
+            self._kept.valid = valid
         gram, norms = products.gram, products.norms
         return Signals(
             valid=valid,
@@ -399,11 +416,27 @@ class Scorer:
             verify_gradients(self.model, self.parameters, few, self.reduction, self._pass.packing(few))
         self._unverified = False
 
+    def _say_left_out(self, few: Batch) -> None:
+        """Once, what ``all`` does not mean: embeddings tied to the output layer, which may be most of the gradient."""
+        outside = [name for name in self._trainable if name not in self.parameters]
+        self._unsaid = False
+        if self.layers != "all" or not outside:
+            return
+        share = share_left_out(self.model, self.parameters, self._trainable, few, self.reduction)
+        log.log(
+            logging.WARNING if share > 0.5 else logging.INFO,
+            "scoring.layers=all leaves out %s (embeddings tied to the output layer): %.1f %% of the squared gradient "
+            "norms of %d candidates under P = I; K and b are exact of the rest. To score with them: scoring.layers=.*",
+            ", ".join(outside[:3]),
+            100 * share,
+            len(few["labels"]),
+        )
+
     def _refuse(self, reason: str) -> None:
         self._kept, self._refusal = None, reason
         log.warning("the update takes a second pass over the kept candidates (scoring.update=auto): %s", reason)
 
-    def _keep(self) -> KeptFactors | None:
+    def _keep(self, pool: Batch) -> KeptFactors | None:
         if self.update == "two_pass" or self._refusal is not None:
             return None
         if self.pool_micro_batch is not None:
@@ -415,7 +448,7 @@ class Scorer:
                 raise ValueError(f"scoring.update=one_pass is not possible: {reason}; use two_pass or auto")
             self._refuse(reason)
             return None
-        return KeptFactors(self._trainable)
+        return KeptFactors(self.model, self._trainable, pool)
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint: tensors and plain integers only.

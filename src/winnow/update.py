@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from winnow.losses import Batch, example_losses, take
+from winnow.layout import take
+from winnow.losses import Batch, example_losses
 from winnow.selection import Selection
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from winnow.gradients.capture import Capture, OnGradient
+from winnow.layout import right_padded
 from winnow.losses import Batch, example_losses, response_tokens
 from winnow.packing import Packing
 
@@ -28,7 +29,7 @@ def backward_through(
     Args:
         model: the model.
         parameters: the parameters wanted, by name.
-        batch: the examples.
+        batch: the examples, padded wherever.
         reduction: ``mean`` | ``sum`` over an example's response tokens.
         on_gradient: called with each parameter's gradients, on the way unless ``hold``.
         prepare: called with the losses before the backward; says which examples' gradients count.
@@ -41,6 +42,7 @@ def backward_through(
     Returns:
         The losses, detached.
     """
+    batch = right_padded(batch)
     size, tokens = batch["input_ids"].shape
     with torch.enable_grad(), Capture(model, parameters, size, tokens, on_gradient, packing, hold) as capture:
         losses = example_losses(model, batch, reduction) if packing is None else packing.losses(model, reduction)

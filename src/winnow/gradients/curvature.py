@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from winnow.batches import target_shares
+from winnow.layout import KEYS
 from winnow.losses import Batch, example_losses
 
 
@@ -87,4 +88,4 @@ def scored_curvature(
 
 
 def _rows(batch: Batch, index: Tensor) -> dict[str, Tensor]:
-    return {key: batch[key][index] for key in ("input_ids", "attention_mask", "labels")}
+    return {key: batch[key][index] for key in KEYS}

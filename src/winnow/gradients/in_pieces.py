@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from winnow.geometry.base import Geometry, Preconditioner, accumulation_dtype
 from winnow.gradients.backward import backward_through
 from winnow.gradients.factors import Factor
+from winnow.layout import KEYS, right_padded
 from winnow.losses import Batch
 from winnow.packing import Packing
 
 
 def pieces(batch: Batch, size: int | None) -> Iterator[tuple[slice, Batch]]:
-    """A batch a few rows at a time, without the columns that hold padding alone.
+    """A batch a few rows at a time, each piece right-padded to its longest.
 
     Args:
-        batch: the examples, padded on whichever side.
+        batch: the examples, padded wherever.
         size: rows at a time; None for the whole batch as it is.
 
     Yields:
@@ -29,11 +30,11 @@ def pieces(batch: Batch, size: int | None) -> Iterator[tuple[slice, Batch]]:
     if size is None:
         yield slice(0, total), batch
         return
+    batch = right_padded(batch)
     for start in range(0, total, size):
         rows = slice(start, min(start + size, total))
-        used = batch["attention_mask"][rows].any(0).nonzero()
-        columns = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)
-        yield rows, {key: batch[key][rows, columns] for key in ("input_ids", "attention_mask", "labels")}
+        length = max(1, int(batch["attention_mask"][rows].sum(1).max()))
+        yield rows, {key: batch[key][rows, :length] for key in KEYS}
 
 
 def weighted_sum(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from winnow.geometry.base import accumulation_dtype
 from winnow.gradients.capture import Capture
 from winnow.gradients.factors import Factor
+from winnow.layout import KEYS, right_padded
 from winnow.losses import Batch, example_losses
 from winnow.packing import Packing
 
@@ -48,6 +49,7 @@ def verify_gradients(
     Raises:
         GradientMismatch: a parameter's gradients disagree: it is used outside its module's own call.
     """
+    batch = right_padded(batch)
     size, length = batch["input_ids"].shape
     weight = torch.arange(1, size + 1, device=batch["input_ids"].device) / size
     captured: dict[str, Tensor] = {}
@@ -76,6 +78,32 @@ def verify_gradients(
                 f"the parameter is used outside its module's own call; leave it out of the geometry with "
                 f"scoring.layers (or skip this check with scoring.verify=false, at your risk)"
             )
+
+
+def share_left_out(
+    model: nn.Module, chosen: Collection[str], trainable: Mapping[str, nn.Parameter], batch: Batch, reduction: str
+) -> float:
+    """How much of the examples' gradients lies in parameters that take no part, by autograd, an example at a time.
+
+    Args:
+        model: the model, as it is scored (dropout off).
+        chosen: names of the parameters that take part.
+        trainable: all that are trained, by name.
+        batch: a few examples, each with response tokens and a finite loss.
+        reduction: ``mean`` | ``sum`` over an example's response tokens.
+
+    Returns:
+        Share of the sum of squared gradient norms under P = I, the trace of K over all parameters; 0 without gradients.
+    """
+    inside = total = 0.0
+    for row in range(len(batch["labels"])):
+        one = {key: batch[key][row : row + 1] for key in KEYS}
+        weight = torch.ones(1, device=batch["labels"].device)
+        for name, (gradient, _) in _autograd(model, trainable, one, reduction, weight).items():
+            square = float(gradient.square().sum())
+            total += square
+            inside += square if name in chosen else 0.0
+    return 1 - inside / total if total > 0 else 0.0
 
 
 def _autograd(

@@ -15,7 +15,8 @@ from winnow.gradients.countsketch import CountSketch
 from winnow.gradients.in_pieces import pieces, weighted_sum
 from winnow.gradients.pool_pass import TASK
 from winnow.gradients.quiet import quiet
-from winnow.losses import Batch, take
+from winnow.layout import take
+from winnow.losses import Batch
 from winnow.scorer import Scorer, TargetNotFinite
 from winnow.signals import Needs, Signals
 
