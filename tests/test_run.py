@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.commands import SMALL, configured, save_base
 from winnow import run as running
+from winnow.finite import NotFinite
 from winnow.folder import changes
 from winnow.instantiate import BuildError
 from winnow.run import run
@@ -136,12 +137,16 @@ def test_what_a_broken_run_had_is_kept_and_it_says_how_to_go_on(
         assert pq.read_table("out/ledger.parquet").num_rows == 4 * 8, "resumed in its own folder"
 
 
-def test_a_run_whose_losses_are_all_nan_is_given_up() -> None:
+def test_a_run_whose_losses_are_all_nan_stops_at_once() -> None:
     save_base()
-    with pytest.raises(RuntimeError, match="3 pools in a row led to no update"):
-        go("optimizer.lr=1e30", "scheduler=none", "clip_norm=null", "max_idle_steps=3", "trainer.max_steps=50")
+    with pytest.raises(
+        NotFinite, match=r"pool 1: none of its 8 losses is finite; .*learning rate of 1e\+30.*optimizer\.lr"
+    ):
+        go("optimizer.lr=1e30", "scheduler=none", "clip_norm=null", "trainer.max_steps=50", "callbacks.last.every=1")
     assert read("status.json")["state"] == "failed"
-    assert pd.read_csv("out/metrics.csv")["step"].max() < 6
+    assert pd.read_csv("out/metrics.csv")["step"].max() == 0
+    state = torch.load("out/checkpoints/last.ckpt", weights_only=True)
+    assert state["winnow"]["budget"]["steps"] == 1, "what was good is not overwritten"
 
 
 def test_the_process_is_left_as_it_was_and_dropout_is_on_in_training() -> None:

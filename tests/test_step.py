@@ -125,7 +125,7 @@ def test_fp16_with_scaled_gradients_is_refused():
 
 
 def test_selector_that_never_keeps_anything_is_stopped():
-    with pytest.raises(RuntimeError, match="3 pools in a row"):
+    with pytest.raises(RuntimeError, match=r"3 pools in a row .*3 times the selector kept nothing.*on_empty"):
         runs.fit(Nothing(), steps=5, max_idle_steps=3)
 
 
@@ -151,10 +151,21 @@ def test_schedule_and_clipping_are_applied():
     assert float((weights(module) - start).norm()) <= 1e-3 * 1.75 + 1e-6
 
 
-def test_loss_of_a_candidate_that_is_not_finite_is_left_out_and_counted():
+def poisoned(token):
+    """The small model, which gives no finite state for one token; its parameters are finite."""
     network = runs.model()
+
+    def spoil(module, arguments, output):
+        return output.masked_fill((arguments[0] == token)[..., None], torch.nan)
+
+    network.model.embed_tokens.register_forward_hook(spoil)
+    return network
+
+
+def test_loss_of_a_candidate_that_is_not_finite_is_left_out_and_counted():
     data = runs.datamodule()
     unused = len(runs.tokenizer())
+    network = poisoned(unused)
 
     class Poisoned(type(data.steps)):
         def __getitem__(self, key):
@@ -163,22 +174,17 @@ def test_loss_of_a_candidate_that_is_not_finite_is_left_out_and_counted():
             return batch
 
     data.steps.__class__ = Poisoned
-    with torch.no_grad():
-        network.model.embed_tokens.weight[unused] = torch.nan
     for selector in (FilterWeight(filter_size=7), Random(filter_size=8)):
         module = runs.fit(selector, steps=3, network=copy.deepcopy(network), data=data)
         kept = module.last_step.selection.index.tolist()
         assert 2 not in kept
-        finite = weights(module).isfinite()
-        assert int((~finite).sum()) == network.config.hidden_size  # the poisoned row itself, nothing else
+        assert weights(module).isfinite().all()
         assert module.budget.state_dict()["examples_excluded"] == 3
 
 
 def test_target_that_is_not_finite_skips_the_update_or_reuses(caplog):
-    network = runs.model()
     unused = len(runs.tokenizer())
-    with torch.no_grad():
-        network.model.embed_tokens.weight[unused] = torch.nan
+    network = poisoned(unused)
 
     class Poisoned(type(runs.datamodule().steps)):
         def __getitem__(self, key):

@@ -36,8 +36,11 @@ def main(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
         config_name: its name.
 
     Raises:
-        SystemExit: with code 2 after the message, 130 after an interrupt, 1 where the task fails.
+        SystemExit: with code 2 after the message, 130 after an interrupt, 143 after SIGTERM, 1 where the task fails.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the process, as >&- does
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     sys.argv[1:] = implied(sys.argv[1:])
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a selector of the user's own is looked for where they are

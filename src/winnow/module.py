@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,13 +16,16 @@ from torch import Tensor, nn
 
 from winnow.accumulate import Accumulated
 from winnow.budget import Budget
+from winnow.finite import HALF, NotFinite, check_precision, check_rates, likely_cause, not_finite
+from winnow.idle import Idle
 from winnow.losses import example_losses, response_tokens
 from winnow.optim import wants_names
 from winnow.record import StepRecord
 from winnow.scorer import Scorer, TargetNotFinite
 from winnow.selection import Selection
 from winnow.selectors import Selector
-from winnow.signals import Signals
+from winnow.signals import Needs, Signals
+from winnow.stopping import Stop
 
 log = logging.getLogger(__name__)
 
@@ -64,19 +68,21 @@ class SelectionModule(lightning.LightningModule):
         record_tasks: bool = False,
     ) -> None:
         super().__init__()
-        if clip_norm is not None and (not isinstance(clip_norm, int | float) or clip_norm <= 0):
-            raise ValueError(f"clip_norm must be a number > 0 or null, got {clip_norm!r}")
-        if not isinstance(max_idle_steps, int) or max_idle_steps < 1:
-            raise ValueError(f"max_idle_steps must be a whole number, at least 1, got {max_idle_steps!r}")
+        number = isinstance(clip_norm, int | float) and not isinstance(clip_norm, bool)
+        if clip_norm is not None and not (number and 0 < clip_norm < math.inf):
+            raise ValueError(f"clip_norm must be a number > 0 and finite, or null for none; got {clip_norm!r}")
         self.automatic_optimization = False
         self.strict_loading = False  # a LoRA checkpoint does not hold the frozen base
         self.model, self.selector = model, selector
         self._build = (scorer, optimizer, scheduler)
         self.clip_norm, self.seed, self.record_tasks = clip_norm, seed, record_tasks
-        self.max_idle_steps = max_idle_steps
         self.budget = Budget()
         self.accumulated = Accumulated(pools_per_update)
-        self.idle = 0
+        self.idle = Idle(max_idle_steps)
+        self.stop = Stop()
+        """A stop that was asked for, which is obeyed between two pools."""
+        self.stage = ""
+        """``scoring`` or ``updating`` within a pool; empty between two."""
         self.last_step: StepRecord | None = None
         self._scorer: Scorer | None = None
         self._scorer_state: dict[str, Any] | None = None
@@ -90,21 +96,29 @@ class SelectionModule(lightning.LightningModule):
         built = optimizer(trained if wants_names(optimizer) else [held for _, held in trained])
         self._scorer = scorer(self.model, built)
         self._scorer.check(self.selector.needs)
+        check_rates(built.param_groups)
         if self._scorer_state is not None:
             self._scorer.load_state_dict(self._scorer_state)
         return built if scheduler is None else ([built], [scheduler(built)])
+
+    def on_train_start(self) -> None:
+        """Take SIGTERM and SIGINT from Lightning, which would leave in the middle of a measurement, without saving."""
+        if self.stop.waits:
+            self.stop.take()
 
     def on_fit_start(self) -> None:
         """Refuse what would be silently wrong.
 
         Raises:
-            ValueError: fp16 with gradient scaling, or more than one process.
+            NotFinite: a parameter is not finite.
+            ValueError: float16, or more than one process.
         """
-        if str(self.trainer.precision) == "16-mixed":
-            raise ValueError(
-                "trainer.precision=16-mixed scales gradients, which manual optimization would clip and score "
-                "at the wrong size; use bf16-mixed, bf16-true or 32-true"
-            )
+        check_precision(self.trainer.precision)
+        if any(parameter.dtype == torch.float16 for parameter in self.model.parameters()):
+            raise ValueError(f"model.dtype=float16: {HALF}")
+        broken = not_finite(self.model.named_parameters())
+        if broken is not None:
+            raise NotFinite(f"parameter {broken} is not finite before the first update: the weights are damaged")
         if self.trainer.world_size > 1:
             raise ValueError(
                 f"{self.trainer.world_size} processes: selection over a pool split among processes is not "
@@ -113,15 +127,27 @@ class SelectionModule(lightning.LightningModule):
             )
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Score the pool and select from it; the choice is kept for ``training_step``."""
+        """Score the pool and select from it; the choice is kept for ``training_step``.
+
+        Raises:
+            BaseException: a stop was asked for.
+        """
+        self.stop.obey()
+        self.stage = "scoring"
         self.budget.start()
         with self.trainer.precision_plugin.train_step_context():  # Lightning calls this hook outside autocast
             self._scored = self._choose(batch)
         self.budget.selected()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """One update on the kept candidates, then the step's record."""
+        """One update on the kept candidates, then the step's record.
+
+        Raises:
+            NotFinite: the learning rate, every loss of the pool or a parameter is not finite.
+            RuntimeError: ``max_idle_steps`` pools in a row led to no update.
+        """
         assert self._scored is not None
+        self.stage = "updating"
         signals, selection = self._scored
         self._scored = None
         pool, step = batch["pool"], self.budget.steps
@@ -129,9 +155,11 @@ class SelectionModule(lightning.LightningModule):
         if signals.losses is not None:
             losses = signals.losses.detach().float().cpu()
         rate = float(self._optimizer.param_groups[0]["lr"])
+        check_rates(self._optimizer.param_groups, step)
+        self._check_losses(signals, step, rate)
         chosen = len(selection)
         loss, selection, updated = self._train(pool, selection, losses)
-        self.idle = 0 if len(selection) else self.idle + 1
+        self.idle.count(signals, selection, chosen)
         kept_tokens = signals.tokens[selection.index.to(signals.tokens.device)]
         self.budget.step(
             examples=len(signals),
@@ -159,11 +187,20 @@ class SelectionModule(lightning.LightningModule):
         if self._datamodule is not None:
             epoch, position = batch["key"]
             self._datamodule.position = (epoch, position + 1)
-        if self.idle >= self.max_idle_steps:
-            raise RuntimeError(
-                f"{self.idle} pools in a row led to no update (the selector kept nothing, or every loss was "
-                "not finite); raise max_idle_steps, or look at selector.on_empty and at the data"
-            )
+        self.idle.check()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """The pool is done with: what is saved from here on is whole."""
+        self.stage = ""
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a checkpoint written now would hold the state after a whole number of pools.
+
+        Within scoring it does where neither selector nor target gradient remember earlier pools.
+        """
+        forgets = not hasattr(self.selector, "state_dict") and (self._scorer is None or not self._scorer.target.keep)
+        return self.stage == "" or (self.stage == "scoring" and forgets)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch of target validation examples to that target's mean NLL."""
@@ -194,7 +231,7 @@ class SelectionModule(lightning.LightningModule):
         """Add what selection needs to go on exactly: counters, target gradient, selector state."""
         checkpoint["winnow"] = {
             "budget": self.budget.state_dict(),
-            "idle": self.idle,
+            "idle": self.idle.pools,
             "accumulated": self.accumulated.state_dict(),
             "scorer": self._scorer.state_dict() if self._scorer is not None else {},
             "selector": self.selector.state_dict() if hasattr(self.selector, "state_dict") else {},
@@ -204,7 +241,7 @@ class SelectionModule(lightning.LightningModule):
         """Take up the saved counters, target gradient and selector state."""
         state = checkpoint["winnow"]
         self.budget.load_state_dict(state["budget"])
-        self.idle = int(state["idle"])
+        self.idle.pools = int(state["idle"])
         if "accumulated" in state:
             self.accumulated.load_state_dict(state["accumulated"])
         self._scorer_state = state["scorer"]
@@ -228,10 +265,13 @@ class SelectionModule(lightning.LightningModule):
             task = None if target is None or weight is None else target["task"]
             signals = self._scorer(batch["pool"], target, needs, weight, target_task=task, meta=batch["meta"])
         except TargetNotFinite as error:
+            self._check_parameters(self.budget.steps)
             log.warning("pool %d: %s; no update (scoring.on_target_nan=skip)", self.budget.steps, error)
             tokens = response_tokens(batch["pool"])
             nothing = Selection(tokens.new_zeros(0), torch.zeros(0), {"target_not_finite": 1.0})
-            return Signals(valid=tokens > 0, tokens=tokens), nothing
+            # Losses tell an odd target batch from a model that is beyond help.
+            losses = self._scorer(batch["pool"], None, Needs(losses=True)).losses
+            return Signals(valid=tokens > 0, tokens=tokens, losses=losses), nothing
         selection = self.selector(signals, torch.Generator().manual_seed(self._step_seed(1)))
         if self._scorer.target_reused:
             log.warning("pool %d: target loss not finite; reusing the last target gradient", self.budget.steps)
@@ -250,6 +290,7 @@ class SelectionModule(lightning.LightningModule):
         trained = {name: held for name, held in self.model.named_parameters() if held.requires_grad}
         alone = self.accumulated.pools == 1
         if len(selection) and not self._clip(trained, self.clip_norm if alone else None):
+            self._check_parameters(self.budget.steps)
             log.warning("pool %d: the gradient of the update is not finite; no update", self.budget.steps)
             self._optimizer.zero_grad()
             selection = Selection(selection.index[:0], selection.weight[:0], {"update_not_finite": 1.0})
@@ -276,11 +317,29 @@ class SelectionModule(lightning.LightningModule):
         """The step of optimizer and schedule, unless there is no gradient for it."""
         if ready:
             self._optimizer.step()
+            self._check_parameters(self.budget.steps, trainable=True)
             self._optimizer.zero_grad()
             schedule = cast(Any, self.lr_schedulers())
             if schedule is not None:
                 schedule.step()
         return ready
+
+    def _check_parameters(self, step: int, trainable: bool = False) -> None:
+        """Stop at a parameter that is not finite: from it no later pool comes back."""
+        held = [one for one in self.model.named_parameters() if one[1].requires_grad or not trainable]
+        if not_finite(held) is not None:
+            rate = float(self._optimizer.param_groups[0]["lr"])
+            raise NotFinite(f"pool {step}, {'after' if trainable else 'before'} its update: {self._cause(rate)}")
+
+    def _check_losses(self, signals: Signals, step: int, rate: float) -> None:
+        """Stop where no candidate that has a response has a finite loss."""
+        present = signals.tokens > 0
+        if signals.losses is None or not bool(present.any()) or bool(signals.losses[present].isfinite().any()):
+            return
+        raise NotFinite(f"pool {step}: none of its {int(present.sum())} losses is finite; {self._cause(rate)}")
+
+    def _cause(self, rate: float) -> str:
+        return likely_cause(dict(self.model.named_parameters()), rate)
 
     @property
     def _optimizer(self) -> LightningOptimizer:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from winnow.stopping import Terminated
 
 PACKAGES = ("winnow-select", "torch", "lightning", "transformers", "peft", "datasets", "hydra-core", "wandb", "numpy")
 ROOT = Path(__file__).parents[2]
@@ -29,9 +35,41 @@ def write_json(path: Path, content: Any) -> None:
         content: plain containers; NaN, which JSON does not have, is written as null.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(to_json(content) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file written beside its name and renamed once it is whole; nothing of it stays where writing fails.
+
+    Args:
+        path: the file's name.
+
+    Yields:
+        Where to write it.
+
+    Raises:
+        OSError: as the disk gives it, with the name of the file and, where the disk is full, what to do.
+    """
     temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(to_json(content) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if _full(error, path.parent):
+            message = f"the disk of {path.parent} is full, {path.name} could not be written: free some of it and go on"
+            raise OSError(errno.ENOSPC, message) from error
+        raise
+
+
+def _full(error: BaseException, folder: Path) -> bool:
+    # torch reports a full disk as a RuntimeError of its archive writer.
+    return getattr(error, "errno", None) == errno.ENOSPC or (
+        isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < 2**20
+    )
 
 
 def to_json(content: Any) -> str:
@@ -119,7 +157,7 @@ def code_state(root: Path) -> dict[str, Any]:
 
 
 class Status:
-    """``status.json``: running, finished, failed or interrupted, so that half a run is never taken for one.
+    """``status.json``: running, finished, failed, interrupted or terminated, so that half a run is never taken for one.
 
     Args:
         folder: the run's folder.
@@ -138,10 +176,11 @@ class Status:
         """The run was broken off.
 
         Args:
-            error: by what; a keyboard interrupt counts as interrupted.
+            error: by what; a keyboard interrupt counts as interrupted, SIGTERM as terminated.
             resume: a checkpoint it can go on from.
         """
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        state = "terminated" if isinstance(error, Terminated) else state
         text = anonymous(f"{type(error).__name__}: {error}")
         self._end(state, error=text, ckpt_path=None if resume is None else anonymous(str(resume)))
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +27,7 @@ from winnow.allocator import keep_freed_memory
 from winnow.callbacks import AtomicCheckpointIO, Records
 from winnow.data import Corpus, SelectionDataModule
 from winnow.evaluation import evaluate
+from winnow.finite import check_precision
 from winnow.folder import changes, claim, earlier_job, occupied
 from winnow.instantiate import BuildError, blaming, build, build_all, check_numbers, plain
 from winnow.ledger import composition
@@ -36,8 +35,10 @@ from winnow.models import LanguageModel
 from winnow.module import SelectionModule
 from winnow.offline.files import SPENT, preparation
 from winnow.provenance import Status, anonymous, provenance, write_json
-from winnow.report.summary import print_summary
+from winnow.report.summary import print_summary, show
+from winnow.schedule import planned_updates, schedule_arguments
 from winnow.selectors.base import Selector, check_filter_size
+from winnow.stopping import Stop, handled
 from winnow.tables import TABLES
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Parts:
     records: Records | None = None
     logger: Logger | None = None
     preparation: dict[str, Any] | None = None
+    stop: Stop = field(default_factory=Stop)
     started: float = field(default_factory=perf_counter)
 
 
@@ -95,9 +97,9 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _recorded(cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """The run's summary; how it ended is in its status and in its logger."""
+    """The run's summary; how it ended is in its status and in its logger, and only then on the screen."""
     status, parts = Status(folder), Parts()
-    with left_as_found():
+    with left_as_found(), handled(parts.stop):
         try:
             with blaming(""):
                 _assemble(cfg, folder, parts)
@@ -105,13 +107,20 @@ def _recorded(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         except BaseException as error:
             known = [folder / "checkpoints" / "last.ckpt", *([Path(cfg.ckpt_path)] if cfg.ckpt_path else [])]
             resume = next((path for path in known if path.is_file()), None)
-            status.failed(error, resume)
+            try:
+                status.failed(error, resume)
+            except OSError as second:  # a full disk: the first error is the one to raise
+                log.error("status.json could not be written: %s", second)
             _close(parts, failed=True)
             if resume is not None:
-                log.error("This run can go on: the same command with ckpt_path=%s", resume)
+                again = (
+                    "the same sweep command once more" if _in_sweep() else f"the same command with ckpt_path={resume}"
+                )
+                log.error("This run can go on: %s", again)
             raise
-        status.finished()
         _close(parts, failed=False)
+        status.finished()
+    show(print_summary, summary, folder)
     return summary
 
 
@@ -178,6 +187,7 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     """Build everything, and refuse here whatever would be refused later, before the first evaluation."""
     check(cfg)
     check_numbers(SelectionModule, cfg)
+    check_precision(cfg.trainer.get("precision"))
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     parts.language = build(cfg.model)
     parts.corpus = build(cfg.data.corpus)
@@ -207,7 +217,7 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
         selector=selector,
         scorer=build(cfg.scoring),
         optimizer=build(cfg.optimizer),
-        scheduler=build(cfg.scheduler) if cfg.get("scheduler") else None,
+        scheduler=_schedule(cfg, parts.data.steps.steps),
         clip_norm=cfg.clip_norm,
         max_idle_steps=cfg.max_idle_steps,
         pools_per_update=cfg.pools_per_update,
@@ -238,6 +248,14 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     parts.logger = logger
 
 
+def _schedule(cfg: DictConfig, pools: int | None) -> Any:
+    """The learning-rate schedule, over the updates there will be; ``pools`` are those of one pass."""
+    if not cfg.get("scheduler"):
+        return None
+    planned = planned_updates(cfg.trainer.get("max_steps"), cfg.trainer.get("max_epochs"), pools, cfg.pools_per_update)
+    return build(cfg.scheduler, **schedule_arguments(plain(cfg.scheduler), planned))
+
+
 def _check_turns(cfg: DictConfig, per_task: bool) -> None:
     """Refuse what needs all targets at once where they take turns."""
     if per_task or cfg.record_tasks:
@@ -262,25 +280,25 @@ def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     model, module = parts.language.model, parts.module
     summary: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed, "before": _measure(cfg, parts)}
     log.info("%s: %d trainable parameters", cfg.name, sum(p.numel() for p in module.parameters() if p.requires_grad))
-    _fit(parts, cfg.ckpt_path)
-    summary["after"] = _measure(cfg, parts)
+    trained = _fit(parts, cfg.ckpt_path)
+    summary["after"] = _measure(cfg, parts) if trained else summary["before"]
     summary["budget"] = module.budget.state_dict()
     if parts.preparation is not None:
         summary["preparation"] = parts.preparation
     summary["seconds"] = perf_counter() - parts.started
     if parts.records is not None and parts.records.ledger is not None:
         parts.records.ledger.close()
-        summary["composition"] = composition(folder)
+        if module.budget.steps:
+            summary["composition"] = composition(folder)
+    write_json(folder / "summary.json", summary)
     if cfg.export:
         model.save_pretrained(str(folder / "model"), safe_serialization=True)
         parts.language.tokenizer.save_pretrained(folder / "model")
-    write_json(folder / "summary.json", summary)
     if parts.logger is not None:
         after = {f"test/{name}": value for name, value in summary["after"].items()}
         before = {f"test_before/{name}": value for name, value in summary["before"].items()}
         spent = {f"preparation/{name}": (parts.preparation or {})[name] for name in SPENT} if parts.preparation else {}
         parts.logger.log_metrics({**before, **after, **spent, **module.budget.metrics()})
-    print_summary(summary, folder)
     return summary
 
 
@@ -296,10 +314,14 @@ def _measure(cfg: DictConfig, parts: Parts) -> dict[str, float]:
     )
 
 
-def _fit(parts: Parts, ckpt_path: str | None) -> None:
-    """Train; an interrupt comes out as one, and leaves the next one possible."""
-    handler = signal.getsignal(signal.SIGINT)
+def _fit(parts: Parts, ckpt_path: str | None) -> bool:
+    """Train; an interrupt comes out as one, and leaves the next one possible. Says whether there was anything to do."""
+    if parts.trainer.max_steps == 0 or parts.trainer.max_epochs == 0:
+        log.warning("nothing to train (trainer.max_steps=0 or trainer.max_epochs=0): the model is measured as it is")
+        return False
     parts.module.train()  # transformers loads models for evaluation, without dropout, and Lightning keeps that
+    parts.module.stop = parts.stop
+    parts.stop.waits = True
     try:
         parts.trainer.fit(parts.module, parts.data, ckpt_path=ckpt_path, weights_only=True)
     except SystemExit as error:
@@ -308,8 +330,9 @@ def _fit(parts: Parts, ckpt_path: str | None) -> None:
             raise KeyboardInterrupt from error
         raise
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
+        parts.stop.waits = False
+    parts.stop.obey()
+    return True
 
 
 def _earlier(ckpt_path: str) -> tuple[Path, int]:

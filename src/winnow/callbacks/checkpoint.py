@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+
+from winnow.provenance import replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -22,13 +23,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path: final path.
             storage_options: as in Lightning.
         """
-        temporary = f"{path}.tmp"
-        super().save_checkpoint(checkpoint, temporary, storage_options)
-        os.replace(temporary, path)
+        with replacing(Path(path)) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves what ``ckpt_path=`` resumes from, every n pools, into one file.
+    """Saves what ``ckpt_path=`` resumes from, every n pools and when training ends, however it ends, into one file.
+
+    An error in the middle of a pool leaves the checkpoint that is there, where no whole state is at hand.
 
     Where the target is measured after the same pool, it saves after the measurement: Lightning does not
     measure again on resuming, so that a run killed in between would lose it.
@@ -45,22 +47,52 @@ class LastCheckpoint(Checkpoint):
         if every < 1:
             raise ValueError(f"callbacks.last.every must be at least 1, got {every}")
         self.path, self.every = Path(dirpath) / "last.ckpt", every
-        self._owed = False
+        self._owed, self._saved = False, 0
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save now, or after the measurement that follows."""
-        if pl_module.budget.steps % self.every:
+        if pl_module.budget.steps % self.every and pl_module.stop.asked is None:
             return
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
         self._owed = trainer.enable_validation and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         if not self._owed:
-            trainer.save_checkpoint(self.path)
+            self._save(trainer, pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Save the end, unless it is saved already."""
+        if self._saved != pl_module.budget.steps:
+            self._save(trainer, pl_module)
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Save what was reached, if no pool was left half done and the save itself is not what failed."""
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        if (
+            pl_module.resumable
+            and done
+            and self._saved != pl_module.budget.steps
+            and not isinstance(exception, OSError)
+        ):
+            _rewind(trainer)
+            self._save(trainer, pl_module)
+
+    def _save(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved = pl_module.budget.steps
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Save what was put off."""
         if self._owed and not trainer.sanity_checking:
             self._owed = False
-            trainer.save_checkpoint(self.path)
+            self._save(trainer, pl_module)
+
+
+def _rewind(trainer: lightning.Trainer) -> None:
+    """Put Lightning's counters where they are at the end of a pool, which it resumes from exactly."""
+    loop = trainer.fit_loop.epoch_loop
+    for counts in (loop.batch_progress.total, loop.batch_progress.current):
+        counts.ready = counts.started = counts.processed = counts.completed
+        counts.completed -= 1
+    loop._batches_that_stepped -= 1

@@ -39,7 +39,7 @@ class Progress(TQDMProgressBar):
                 raise ValueError(f"callbacks.progress.{name} must be at least 1, got {value}")
         super().__init__(refresh_rate=refresh_rate)
         self.lines = lines
-        self.terminal = sys.stdout.isatty()
+        self.terminal = sys.stdout is not None and sys.stdout.isatty()
         self._printed = 0
 
     @property

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from winnow.report.composition import CLEAN, SPOILT, labelled, ordered, shares
+
+log = logging.getLogger(__name__)
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
@@ -42,6 +48,22 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console | N
         if budget[name]:
             console.print(f"{budget[name]:,} candidates {what}", highlight=False)
     console.print(_seconds(summary), f"Records in {folder}", sep="\n", soft_wrap=True, highlight=False, markup=False)
+
+
+def show(printer: Callable[..., None], *arguments: Any) -> None:
+    """Print what is recorded already: a terminal that is gone, a full disk or an odd label fails no run.
+
+    Args:
+        printer: prints to standard output.
+        *arguments: what to.
+    """
+    try:
+        printer(*arguments)
+        sys.stdout.flush()
+    except (Exception, SystemExit) as error:  # rich answers a broken pipe with exit(1)
+        log.warning("the result is recorded and could not be printed: %s: %s", type(error).__name__, error)
+        with suppress(OSError, ValueError, AttributeError):  # or the interpreter fails at its end, for the same reason
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def percent(value: float | None) -> str:
