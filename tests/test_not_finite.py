@@ -121,7 +121,7 @@ def test_a_schedule_of_unknown_length_is_refused_and_a_short_one_warned_of(caplo
 def test_a_cosine_over_epochs_comes_down_once() -> None:
     """Two passes over a finite stream, two pools to an update: five pools make three updates a pass."""
     save_base()
-    lines = [runs.example(number) for number in range(40)]
+    lines = [runs.example(number) for number in range(47)]
     rows = pd.DataFrame({"prompt": [line.prompt for line in lines], "response": [line.response for line in lines]})
     rows.to_json("stream.jsonl", orient="records", lines=True)
     for name, start in (("val", 500), ("test", 600)):
