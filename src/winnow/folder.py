@@ -18,6 +18,8 @@ from winnow.provenance import ROOT, code_state, to_json
 log = logging.getLogger(__name__)
 
 RECORDS = ("metrics.csv", "ledger", "ledger.parquet", "summary.json")
+ADDED = {"resume_method": "same"}
+"""Options that runs of earlier versions did not record, as they behaved."""
 
 
 @contextmanager
@@ -83,7 +85,7 @@ def earlier_job(folder: Path, config: dict[str, Any]) -> dict[str, Any] | str | 
         return None
     if not (folder / "config.json").exists():
         claim(folder, None)
-    changed = differences(_read(folder / "config.json"), json.loads(to_json(config)))
+    changed = differences(ADDED | _read(folder / "config.json"), json.loads(to_json(config)))
     if changed:
         raise BuildError(
             f"{folder} holds a job of another configuration: {'; '.join(changed)}. Run the sweep as it began, or "
@@ -138,7 +140,7 @@ def changes(ckpt_path: str, config: dict[str, Any]) -> list[str]:
     recorded = Path(ckpt_path).resolve().parent.parent / "config.json"
     if not recorded.is_file():
         return []
-    begun, asked = _read(recorded), json.loads(to_json(config))
+    begun, asked = ADDED | _read(recorded), json.loads(to_json(config))
     return differences(begun | {"ckpt_path": None}, asked | {"ckpt_path": None})
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from winnow.accumulate import Accumulated
 from winnow.budget import Budget
+from winnow.checkpoint import method_name
 from winnow.finite import HALF, NotFinite, check_precision, check_rates, likely_cause, not_finite
 from winnow.idle import Idle
 from winnow.losses import example_losses, response_tokens
@@ -230,6 +231,8 @@ class SelectionModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what selection needs to go on exactly: counters, target gradient, selector state."""
         checkpoint["winnow"] = {
+            "method": method_name(self.selector),
+            "optimizer": type(self._optimizer.optimizer).__name__,
             "budget": self.budget.state_dict(),
             "idle": self.idle.pools,
             "accumulated": self.accumulated.state_dict(),

@@ -25,6 +25,7 @@ from transformers.utils import logging as hf_logging
 
 from winnow.allocator import keep_freed_memory
 from winnow.callbacks import AtomicCheckpointIO, Records
+from winnow.checkpoint import check_fits, read_checkpoint
 from winnow.data import Corpus, SelectionDataModule
 from winnow.evaluation import evaluate
 from winnow.finite import check_precision
@@ -142,6 +143,8 @@ def check(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError("no value for " + ", ".join(missing) + ": give " + " ".join(f"{key}=..." for key in missing))
+    if cfg.get("resume_method", "same") not in ("same", "any"):  # scoring has no such key
+        raise ValueError(f"resume_method must be same or any, got {cfg.resume_method!r}")
     choices = _choices()
     baseline, selector = choices.get("baseline"), choices.get("selector")
     if baseline and selector != baseline:
@@ -173,6 +176,9 @@ def left_as_found() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
             # Not so: the datamodule is told where it was.
             warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before")
+            # A run that goes on in another folder, or without a callback, does so on purpose.
+            warnings.filterwarnings("ignore", message="The dirpath has changed from")
+            warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # resumed
             logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
             if not sys.stderr.isatty():
@@ -238,14 +244,28 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     )
     parts.module.trainer = parts.trainer
     parts.module.on_fit_start()
-    parts.module.configure_optimizers()
+    built = parts.module.configure_optimizers()
     if cfg.ckpt_path:
-        run_folder, step = _earlier(cfg.ckpt_path)
-        if parts.records is not None:
-            parts.records.resume(run_folder, step)
+        _resume(cfg, parts, built if isinstance(built, torch.optim.Optimizer) else built[0][0])
     if isinstance(logger, WandbLogger):  # its run begins here; one that could not begin needs no closing
         logger.experiment.config.update({**anonymous(plain(cfg)), "choices": _choices()}, allow_val_change=True)
     parts.logger = logger
+
+
+def _resume(cfg: DictConfig, parts: Parts, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse a checkpoint that does not fit, and take over the records of the pools it had seen."""
+    path = Path(cfg.ckpt_path).resolve()
+    state = read_checkpoint(cfg.ckpt_path)
+    check_fits(
+        state, parts.module, optimizer, changes(cfg.ckpt_path, anonymous(plain(cfg))), cfg.resume_method == "any"
+    )
+    if 0 < int(cfg.trainer.max_steps) <= state["global_step"]:
+        log.warning(
+            "trainer.max_steps=%d, and ckpt_path=%s has made %d updates already: nothing is left to train",
+            cfg.trainer.max_steps, cfg.ckpt_path, state["global_step"],
+        )  # fmt: skip
+    if parts.records is not None:
+        parts.records.resume(path.parent.parent, int(state["winnow"]["budget"]["steps"]))
 
 
 def _schedule(cfg: DictConfig, pools: int | None) -> Any:
@@ -333,22 +353,6 @@ def _fit(parts: Parts, ckpt_path: str | None) -> bool:
         parts.stop.waits = False
     parts.stop.obey()
     return True
-
-
-def _earlier(ckpt_path: str) -> tuple[Path, int]:
-    """Folder of the run a checkpoint belongs to, and how many pools it had seen."""
-    path = Path(ckpt_path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"ckpt_path={ckpt_path}: no such file; a run keeps its own in <run>/checkpoints/last.ckpt"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"ckpt_path={ckpt_path} cannot be read as a checkpoint; use a run's last.ckpt") from error
-    if "winnow" not in state or "optimizer_states" not in state:
-        raise ValueError(f"ckpt_path={ckpt_path} holds weights only and cannot be resumed from; use last.ckpt")
-    return path.resolve().parent.parent, int(state["winnow"]["budget"]["steps"])
 
 
 def _logger(cfg: DictConfig) -> Logger | None:

@@ -9,11 +9,12 @@ import lightning
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from winnow.checkpoint import DIGEST, digest
 from winnow.provenance import replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the final name and renames, so that a kill never leaves a broken checkpoint."""
+    """Writes beside the final name and renames, with a digest, so that a kill or a bad disk is never resumed from."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save a checkpoint atomically.
@@ -23,6 +24,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path: final path.
             storage_options: as in Lightning.
         """
+        if "winnow" in checkpoint:
+            checkpoint[DIGEST] = digest(checkpoint)
         with replacing(Path(path)) as temporary:
             super().save_checkpoint(checkpoint, temporary, storage_options)
 
@@ -91,7 +94,7 @@ class LastCheckpoint(Checkpoint):
 
 def _rewind(trainer: lightning.Trainer) -> None:
     """Put Lightning's counters where they are at the end of a pool, which it resumes from exactly."""
-    loop = trainer.fit_loop.epoch_loop
+    loop: Any = trainer.fit_loop.epoch_loop
     for counts in (loop.batch_progress.total, loop.batch_progress.current):
         counts.ready = counts.started = counts.processed = counts.completed
         counts.completed -= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from lightning.pytorch.callbacks import Callback
 
 from winnow.history import History
 from winnow.ledger import Ledger
+
+log = logging.getLogger(__name__)
 
 
 class Records(Callback):
@@ -39,8 +42,17 @@ class Records(Callback):
             step: pools it had seen at the checkpoint; rows of later pools are left behind.
         """
         self.history.resume(run / "metrics.csv", step - 1)
-        if self.ledger is not None:
+        if self.ledger is None:
+            return
+        try:
             self.ledger.resume(run, step - 1)
+        except FileNotFoundError:
+            log.warning(
+                "beside the checkpoint there is no ledger in %s (was it copied alone?): this run's records begin at "
+                "pool %d; for those of before, resume from the whole folder",
+                run,
+                step,
+            )
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from winnow.checkpoint import read_checkpoint
 from winnow.offline.files import Cost
 
 
@@ -90,16 +91,8 @@ def read_checkpoints(paths: str | Sequence[str] | None) -> list[Checkpoint]:
     listed = [paths] if isinstance(paths, str) else list(paths or [])
     read: list[tuple[Path, int, dict[str, Any]]] = []
     for name in listed:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"ckpt_path={name}: no such file")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"ckpt_path={name} cannot be read as a checkpoint") from error
-        if "winnow" not in state or not state.get("optimizer_states"):
-            raise ValueError(f"ckpt_path={name} holds no optimizer state: give one saved with it, such as last.ckpt")
-        read.append((path.resolve(), int(state["winnow"]["budget"]["steps"]), state))
+        state = read_checkpoint(name)
+        read.append((Path(name).expanduser().resolve(), int(state["winnow"]["budget"]["steps"]), state))
     if len({path for path, _, _ in read}) < len(read):
         raise ValueError("ckpt_path names a checkpoint twice")
     found = []

@@ -1,0 +1,124 @@
+"""A checkpoint is resumed from whole, undamaged and by the run it fits, or refused in one line that says why."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.commands import save_base
+from tests.test_run import go, read
+from winnow.checkpoint import DIGEST, digest, read_checkpoint
+from winnow.instantiate import BuildError
+
+LAST = "out/checkpoints/last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        save_base()
+        go("trainer.max_steps=2", "export=false")
+    return folder
+
+
+@pytest.fixture
+def here(finished: Path) -> None:
+    """The finished run, copied to where the test is."""
+    shutil.copytree(finished, ".", dirs_exist_ok=True)
+
+
+def altered(change: Callable[[dict[str, Any]], None], sealed: bool = False) -> None:
+    state = torch.load(LAST, weights_only=True)
+    change(state)
+    if sealed:
+        state[DIGEST] = digest(state)
+    torch.save(state, LAST)
+
+
+def bit(state: dict[str, Any]) -> None:
+    name = next(name for name in state["state_dict"] if "q_proj" in name)
+    state["state_dict"][name].view(-1)[0] += 1e-3
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state["state_dict"].clear(), r"holds no parameters \(state_dict\)"),
+        (lambda state: state.pop("state_dict"), r"holds no parameters \(state_dict\)"),
+        (lambda state: state["optimizer_states"].clear(), r"holds no optimizer state"),
+        (lambda state: state.pop("loops"), r"holds no training progress"),
+        (lambda state: state["winnow"].pop("budget"), r"holds no counters \(winnow\.budget\)"),
+        (bit, "is damaged"),
+        (lambda state: state["optimizer_states"][0]["state"].clear(), "is damaged"),
+        (lambda state: state["winnow"].update(idle=7), "is damaged"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_refused(change: Any, words: str) -> None:
+    altered(change)
+    with pytest.raises(ValueError, match=rf"ckpt_path=\S+ .*{words}.*use another"):
+        read_checkpoint(LAST)
+
+
+@pytest.mark.usefixtures("here")
+def test_an_earlier_checkpoint_without_a_digest_is_taken_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    altered(lambda state: state.pop(DIGEST))
+    read_checkpoint(LAST)
+    assert "without a digest" in caplog.text
+
+
+def lost(state: dict[str, Any]) -> None:
+    state["state_dict"].pop("model.lm_head.weight")
+
+
+def wider(state: dict[str, Any]) -> None:
+    state["state_dict"]["model.lm_head.weight"] = torch.zeros(3, 4)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (lost, (), r"another model or adapter: it has no 1 parameters \(model\.lm_head\.weight\)"),
+        (wider, (), r"1 parameters \(model\.lm_head\.weight\) differ in shape, \[3, 4\] in the checkpoint"),
+        (None, ("model/lora=default",), r"another model or adapter.*changed: .*model\.lora"),
+        (None, ("optimizer=sgd",), r"another optimizer \(AdamW.*optimizer=SGD.*changed: .*optimizer"),
+        (None, ("baseline=random",), r"of a run of winnow\.selectors\.filter_weight\.FilterWeight .*resume_method=any"),
+        (None, ("resume_method=all",), "resume_method must be same or any"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(
+    change: Any, options: tuple[str, ...], words: str
+) -> None:
+    if change is not None:
+        altered(change, sealed=True)
+    with pytest.raises(BuildError, match=words):
+        go(*options, f"ckpt_path={LAST}", out="other")
+
+
+@pytest.mark.usefixtures("here")
+def test_another_method_takes_over_where_that_is_said_and_a_run_at_its_end_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    go("baseline=random", "resume_method=any", f"ckpt_path={LAST}", "callbacks.best=null", "export=false", out="other")
+    assert read("summary.json", "other")["budget"]["steps"] == 4
+    assert "nothing is left to train" not in caplog.text
+    go("trainer.max_steps=2", f"ckpt_path={LAST}", "export=false")
+    assert "trainer.max_steps=2, and ckpt_path" in caplog.text and "nothing is left to train" in caplog.text
+
+
+@pytest.mark.usefixtures("here")
+def test_a_checkpoint_copied_alone_goes_on_and_says_what_is_missing(caplog: pytest.LogCaptureFixture) -> None:
+    Path("alone").mkdir()
+    shutil.copy(LAST, "alone/last.ckpt")
+    go("ckpt_path=alone/last.ckpt", "callbacks.best=null", "export=false", out="other")
+    assert "no ledger in" in caplog.text and "begin at pool 2" in caplog.text
+    assert pq.read_table("other/ledger.parquet")["step"].unique().to_pylist() == [2, 3]
