@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from winnow.provenance import to_json
 from winnow.selection import Selection
+from winnow.shown import PlainTable
 
 FLOATS = pa.list_(pa.float32())
 SCHEMA = pa.schema([
@@ -37,6 +37,7 @@ SCHEMA = pa.schema([
     ("task_alignment", FLOATS),
     ("kept", pa.bool_()),
     ("weight", pa.float32()),
+    ("valid", pa.bool_()),
 ])
 
 
@@ -68,6 +69,7 @@ class Ledger:
         alignment: Tensor | None,
         selection: Selection,
         task_alignment: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> None:
         """Add the rows of one pool.
 
@@ -78,6 +80,7 @@ class Ledger:
             alignment: first-order utilities, if they were computed.
             selection: what was kept.
             task_alignment: first-order utilities for each target task, a row per task, if they were computed.
+            valid: which candidates could be chosen; unknown if omitted.
         """
         size = len(meta["id"])
         kept = torch.zeros(size, dtype=torch.bool)
@@ -95,6 +98,7 @@ class Ledger:
             ),
             pa.array(kept.tolist(), pa.bool_()),
             _numbers(selection.dense(size)),
+            pa.array([None] * size if valid is None else valid.tolist(), pa.bool_()),
         ]
         self._buffer.append(pa.record_batch(columns, schema=SCHEMA))
         if len(self._buffer) >= self.flush_every:
@@ -183,17 +187,23 @@ def composition(path: Path, by: str | None = None) -> dict[str, dict[str, int | 
             group), and the source where it has none.
 
     Returns:
-        For each value, how many rows were ``seen`` and ``kept``, and their ``weight`` in all.
+        For each value, how many rows were ``seen``, could be chosen (``usable``) and were ``kept``, and their
+        ``weight`` in all.
     """
     rows = read(path).to_pandas()
     if by is None:
         label = rows["noise"].where(rows["noise"].notna(), rows["group"])
         rows["of"] = label if label.notna().any() else rows["source"]
         by = "of"
+    rows["usable"] = rows["valid"].fillna(True).astype(bool)  # ledgers of earlier versions do not say
     grouped = rows.assign(**{by: rows[by].fillna("-")}).groupby(by)
-    table = pd.DataFrame({"seen": grouped.size(), "kept": grouped["kept"].sum(), "weight": grouped["weight"].sum()})
+    sums = {name: grouped[name].sum() for name in ("usable", "kept", "weight")}
+    table = pd.DataFrame({"seen": grouped.size(), **sums})
     return {
-        str(name): {"seen": int(row["seen"]), "kept": int(row["kept"]), "weight": float(row["weight"])}
+        str(name): {
+            **{count: int(row[count]) for count in ("seen", "usable", "kept")},
+            "weight": float(row["weight"]),
+        }
         for name, row in table.iterrows()
     }
 
@@ -244,7 +254,7 @@ def print_ledger(figures: Mapping[str, Any], console: Console) -> None:
         f"{figures['steps']} steps, {figures['seen']} candidates seen, {figures['kept']} kept "
         f"({100 * figures['kept'] / max(figures['seen'], 1):.1f} %), {figures['distinct_kept']} of them distinct"
     )
-    table = Table()
+    table = PlainTable()
     for column in ("mean", "kept", "rejected"):
         table.add_column(column, justify="left" if column == "mean" else "right")
     for name in ("loss", "alignment"):
@@ -258,20 +268,21 @@ def print_ledger(figures: Mapping[str, Any], console: Console) -> None:
     if figures["by_label"] == figures["by_source"]:  # a stream without hidden labels
         del tables["hidden label"]
     for title, rows in tables.items():
-        table = Table()
-        for column in (title, "seen", "kept", "kept of seen", "share of weight"):
+        table = PlainTable()
+        for column in (title, "seen", "could be chosen", "kept", "kept of those", "share of weight"):
             table.add_column(column, justify="left" if column == title else "right")
         weight = sum(row["weight"] for row in rows.values()) or 1.0
         for name, row in sorted(rows.items(), key=lambda item: -item[1]["weight"]):
             table.add_row(
                 name,
                 str(row["seen"]),
+                str(row["usable"]),
                 str(row["kept"]),
-                f"{100 * row['kept'] / row['seen']:.1f} %",
+                f"{100 * row['kept'] / max(row['usable'], 1):.1f} %",
                 f"{100 * row['weight'] / weight:.1f} %",
             )
         console.print(table)
-    table = Table(title="most weight in all", title_justify="left")
+    table = PlainTable(title="most weight in all", title_justify="left")
     for column in ("id", "source", "weight", "times kept"):
         table.add_column(column, justify="left" if column in ("id", "source") else "right")
     for row in figures["heaviest"]:

@@ -69,6 +69,7 @@ class Records(Callback):
                 alignment=record.signals.alignment,
                 selection=record.selection,
                 task_alignment=record.signals.task_alignment,
+                valid=record.signals.valid,
             )
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:

@@ -24,8 +24,8 @@ class WandbTables(Callback):
 
     * ``kept/examples``: a table of the latest kept examples;
     * ``kept/weight``, ``kept/alignment``, ``pool/alignment``: histograms over the pools since the last row;
-    * ``kept_share/<kind>/<name>``, ``pool_share/<kind>/<name>``: what all examples kept, and all that were
-      offered, so far are made of, by source and by the hidden labels group and noise. Shares of a kind
+    * ``kept_share/<kind>/<name>``, ``pool_share/<kind>/<name>``: what all examples kept, and all that could
+      be chosen, so far are made of, by source and by the hidden labels group and noise. Shares of a kind
       sum to one; "-" stands for no label.
 
     Curves are drawn against one of the suite's counters instead of Lightning's step; every row holds all of them.
@@ -105,9 +105,10 @@ class WandbTables(Callback):
         meta, signals, selection = record.meta, record.signals, record.selection
         index, weight = selection.index.tolist(), selection.weight.tolist()
         alignment = None if signals.alignment is None else signals.alignment.detach().float().cpu().tolist()
+        usable = signals.valid.tolist()
         for kind in KINDS:
             names = [value or "-" for value in meta[kind]]
-            self.pool.update(f"{kind}/{name}" for name in names)
+            self.pool.update(f"{kind}/{name}" for name, valid in zip(names, usable, strict=True) if valid)
             self.kept.update(f"{kind}/{names[at]}" for at in index)
         self._collect("kept/weight", weight)
         if alignment is not None:

@@ -17,6 +17,7 @@ from winnow.data.encode import Encoded, collate, describe, encode, pad_token_id
 from winnow.data.example import Corpus, Stream, Target
 from winnow.data.lengths import fit_targets
 from winnow.data.pack import Packed
+from winnow.data.reach import check_references_fit, check_stream_fits
 from winnow.data.subset import restrict
 
 TARGET_ORDERS = ("shared", "round_robin")
@@ -263,7 +264,7 @@ class SelectionDataModule(lightning.LightningDataModule):
         subset_order: ``highest`` | ``lowest`` scores first.
 
     Raises:
-        ValueError: a size is not positive, a target split is empty or has no response token within
+        ValueError: a size is not positive, a target split is empty, it or the stream has no response token within
             ``max_length``, the stream is smaller than a pool, or the subset is not of it (see
             :func:`winnow.data.subset.restrict`).
     """
@@ -307,6 +308,9 @@ class SelectionDataModule(lightning.LightningDataModule):
         if size is not None and size < pool_size:
             raise ValueError(f"the stream holds {size} examples, fewer than one pool (data.pool_size={pool_size})")
         corpus = replace(corpus, targets=fit_targets(corpus.targets, tokenizer, max_length))
+        if not packing:
+            check_stream_fits(corpus.stream, tokenizer, max_length, seed)
+        check_references_fit(corpus.targets, tokenizer)
         self.corpus, self.tokenizer = corpus, tokenizer
         self.num_workers, self.max_length = num_workers, max_length
         self.val_batch_size, self.val_limit = val_batch_size, val_limit

@@ -45,7 +45,11 @@ def read_json_lines(path: str | Path, key: str) -> Iterator[tuple[int, dict[str,
 def _parse(text: str, path: Path, number: int) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except RecursionError:
+        raise ValueError(f"{path}, line {number}: JSON nested too deep to be a record") from None
+    except ValueError as error:
+        if not isinstance(error, json.JSONDecodeError):  # a number of thousands of digits
+            raise ValueError(f"{path}, line {number}: {str(error).split(';')[0]}") from error
         hint = "; a JSON array must be split into one object per line" if text.lstrip().startswith("[") else ""
         raise ValueError(f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}{hint}") from error
     if not isinstance(value, dict):

@@ -23,7 +23,7 @@ class HubSplit:
     Args:
         path: name on the hub, a folder of data files, or a folder written by ``save_to_disk``.
         split: name of the split, with a slice or a sum if wanted: ``train[:95%]``, ``train[200:]+validation``.
-        name: configuration of the data set, where it has several.
+        name: configuration of a data set on the hub, where it has several; a folder here has none.
         revision: branch, tag or commit on the hub; pin it for results to be repeatable.
         data_dir: folder within the data set.
         cache_dir: where downloads are kept; null for the library's own place.
@@ -54,7 +54,7 @@ class HubSplit:
                 return self._saved(folder)
             loaded = datasets.load_dataset(
                 str(folder) if folder.is_dir() else self.path,
-                self.name,
+                None if folder.is_dir() else self.name,
                 split=self.split,
                 revision=None if folder.is_dir() else self.revision,
                 data_dir=self.data_dir,
@@ -91,8 +91,8 @@ class TargetSplits:
     Args:
         val: arguments of ``HubSplit``: the target batches are drawn from these.
         test: arguments of ``HubSplit``: looked at before and after training only.
-        score: generation and example to a score in [0, 1] (``winnow.data.scorers``); None measures
-            the NLL alone.
+        score: generation and example to a score in [0, 1], a name of ``winnow.data.scorers``, or ``auto`` to
+            go by the references; None measures the NLL alone.
         weight: share in the target gradient, relative to the other targets.
         max_new_tokens: length allowed to a generation.
         fields: how its records are read, where that differs from the stream's.
@@ -100,7 +100,7 @@ class TargetSplits:
 
     val: HubSplit | Mapping[str, Any]
     test: HubSplit | Mapping[str, Any]
-    score: Score | None = None
+    score: Score | str | None = None
     weight: float = 1.0
     max_new_tokens: int = 128
     fields: Mapping[str, str] | None = None

@@ -20,8 +20,8 @@ class TargetFiles:
     Args:
         val: file or files the target batches are drawn from.
         test: file or files looked at before and after training only.
-        score: generation and example to a score in [0, 1] (``winnow.data.scorers``); None measures
-            the NLL alone.
+        score: generation and example to a score in [0, 1], a name of ``winnow.data.scorers``, or ``auto`` to
+            go by the references; None measures the NLL alone.
         weight: share in the target gradient, relative to the other targets.
         max_new_tokens: length allowed to a generation.
         fields: how its records are read, where that differs from the stream's.
@@ -29,7 +29,7 @@ class TargetFiles:
 
     val: str | Sequence[str]
     test: str | Sequence[str]
-    score: Score | None = None
+    score: Score | str | None = None
     weight: float = 1.0
     max_new_tokens: int = 128
     fields: Mapping[str, str] | None = None

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from winnow.data.example import Corpus, Example, Score, Target
 from winnow.data.overlap import check_disjoint
+from winnow.data.scoring import scorer_for
 
 LABELS = ("group", "noise")
 T = TypeVar("T")
@@ -163,6 +164,21 @@ def _turns(messages: Any, row: Row, name: str) -> tuple[dict[str, str], ...]:
     return tuple(turns)
 
 
+def _check_text(example: Example, row: Row) -> None:
+    """Refuse what no tokenizer and no file takes: half of a surrogate pair, which JSON can spell."""
+    turns = [turn["content"] for turn in example.messages or ()]
+    texts = {"prompt": example.prompt, "response": example.response, "id": example.id, "source": example.source}
+    texts |= {"answer": example.answer or "", **example.labels, "messages": "".join(turns)}
+    for name, text in texts.items():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{row.where}: the {name} holds half of a surrogate pair ({text[error.start]!a} at character "
+                f"{error.start}), which is no text: repair or remove the record"
+            ) from None
+
+
 class Listed:
     """A finite stream over a list of examples.
 
@@ -222,6 +238,7 @@ class Reader:
             if limit is not None and len(examples) >= limit:
                 break
             example = self.fields.example(row)
+            _check_text(example, row)
             if not example.response.strip():
                 self.report[f"{key}: empty response"] += 1
                 continue
@@ -246,7 +263,7 @@ class TargetRows:
     Args:
         val: the target batches are drawn from these.
         test: looked at before and after training only.
-        score: generation and example to a score in [0, 1]; None measures the NLL alone.
+        score: generation and example to a score in [0, 1], or its name; see :func:`winnow.data.scoring.scorer_for`.
         weight: share in the target gradient, relative to the other targets.
         max_new_tokens: length allowed to a generation.
         fields: how its records are read, where that differs from the stream's.
@@ -254,7 +271,7 @@ class TargetRows:
 
     val: Iterable[Row]
     test: Iterable[Row]
-    score: Score | None = None
+    score: Score | str | None = None
     weight: float = 1.0
     max_new_tokens: int = 128
     fields: Mapping[str, str] | None = None
@@ -282,7 +299,8 @@ def options(cls: Callable[..., T], given: Any, key: str) -> T:
     if unknown or missing:
         fault = f"has no {', '.join(sorted(unknown))}" if unknown else f"needs {', '.join(missing)}"
         raise ValueError(f"{key} {fault}; its keys are {', '.join(parameter.name for parameter in known)}")
-    return cls(**given)
+    # A field set to null keeps its default.
+    return cls(**({name: value for name, value in given.items() if value is not None} if cls is Fields else given))
 
 
 def build_corpus(
@@ -316,6 +334,6 @@ def build_corpus(
         key = f"data.corpus.targets.{name}"
         reader = Reader(options(Fields, {**(fields or {}), **(rows.fields or {})}, f"{key}.fields"), report)
         val, test = reader.read(rows.val, f"{key}.val"), reader.read(rows.test, f"{key}.test")
-        built.append(Target(name, val, test, rows.score, rows.weight, rows.max_new_tokens))
+        built.append(Target(name, val, test, scorer_for(rows.score, test, key), rows.weight, rows.max_new_tokens))
     examples, built, dropped = check_disjoint(examples, built, on_overlap)
     return Corpus(Listed(examples), built, {**report, **dropped})

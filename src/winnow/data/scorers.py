@@ -1,6 +1,6 @@
 """Scorers by name: a generation and its example to 1.0 or 0.0.
 
-In a config: ``score: {_target_: winnow.data.scorers.final_number, _partial_: true}``.
+In a config: ``score: final_number``, or ``auto`` to go by the references (:mod:`winnow.data.scoring`).
 """
 
 from __future__ import annotations
@@ -101,6 +101,10 @@ def contains(generation: str, example: Example) -> float:
     """
     wanted = re.escape(_plain(reference(example)))
     return float(bool(wanted) and re.search(rf"(?<!\w){wanted}(?!\w)", _plain(generation)) is not None)
+
+
+SCORERS = {function.__name__: function for function in (final_number, exact, first_line, contains)}
+"""Scorers by name."""
 
 
 def _plain(text: str) -> str:

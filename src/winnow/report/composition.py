@@ -28,13 +28,27 @@ def shares(composition: Composition, count: str) -> dict[str, float]:
 
     Args:
         composition: as :func:`winnow.ledger.composition` gives it.
-        count: ``seen``, ``kept`` or ``weight``.
+        count: ``seen``, ``usable``, ``kept`` or ``weight``; of runs of earlier versions all that was seen is usable.
 
     Returns:
         The share of each label; zeros where nothing was counted.
     """
-    total = sum(float(row[count]) for row in composition.values())
-    return {name: float(composition[name][count]) / total if total else 0.0 for name in ordered(composition)}
+    earlier = {"usable": "seen"}  # runs of earlier versions
+    counts = {name: float(row[count if count in row else earlier[count]]) for name, row in composition.items()}
+    total = sum(counts.values())
+    return {name: counts[name] / total if total else 0.0 for name in ordered(composition)}
+
+
+def all_usable(composition: Composition) -> bool:
+    """Whether everything that was seen could be chosen.
+
+    Args:
+        composition: as :func:`winnow.ledger.composition` gives it.
+
+    Returns:
+        False if some candidates could not: no response token within ``max_length``, or no finite loss.
+    """
+    return all(row.get("usable", row["seen"]) == row["seen"] for row in composition.values())
 
 
 def labelled(names: Iterable[str]) -> bool:

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from winnow.report.compare import Comparison
 from winnow.report.composition import Composition, labelled, ordered, shares
 from winnow.report.load import Run
+from winnow.shown import plotted
 
 # Okabe and Ito's colours, told apart by the colour-blind; yellow is left out, too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -89,7 +90,7 @@ def _draw_curves(axes: Axes, curves: Mapping[str, pd.DataFrame], comparison: Com
             markersize=4.5,
             linewidth=1.8,
             linestyle="--" if name == comparison.control else "-",
-            label=f"{name} ({count} seeds)" if count > 1 else name,
+            label=plotted(f"{name} ({count} seeds)" if count > 1 else name),
         )
         if count > 1:
             axes.fill_between(curve["examples"], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
@@ -109,13 +110,14 @@ def _compositions(comparison: Comparison) -> dict[str, dict[str, float]]:
     if not methods:
         return {}
     bars = {name: _pooled(found, "kept") for name, found in methods.items()}
-    stream = _pooled([one for found in methods.values() for one in found], "seen")
+    stream = _pooled([one for found in methods.values() for one in found], "usable")
     return {"stream": stream, **bars}
 
 
 def _pooled(compositions: Sequence[Composition], count: str) -> dict[str, float]:
     names = ordered(name for one in compositions for name in one)
-    total = {name: {count: sum(one[name][count] for one in compositions if name in one)} for name in names}
+    usable = [{name: {"usable": row["seen"], **row} for name, row in one.items()} for one in compositions]
+    total = {name: {count: sum(one[name][count] for one in usable if name in one)} for name in names}
     found = shares(total, count)
     if labelled(total) or len(found) <= MOST_SOURCES:
         return found
@@ -139,7 +141,7 @@ def _draw_composition(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> No
             color=colour,
             edgecolor="white",
             hatch=HATCHES.get(name),
-            label=label,
+            label=plotted(label),
         )
         for place, start, width in zip(places, left, widths, strict=True):
             if width >= 0.06:

@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from winnow.report.composition import CLEAN, SPOILT, labelled, ordered, shares
+from winnow.report.composition import CLEAN, SPOILT, all_usable, labelled, ordered, shares
+from winnow.shown import PlainTable
 
 log = logging.getLogger(__name__)
 
@@ -111,10 +112,9 @@ def prepared(preparation: Mapping[str, Any]) -> str:
 
 def _kept(composition: Mapping[str, Mapping[str, Any]]) -> Table:
     known = labelled(composition)
-    table = _table(
-        "clean by group, spoilt by noise" if known else "source", "of the stream", "of the kept", "of the weight"
-    )
-    columns = [shares(composition, count) for count in ("seen", "kept", "weight")]
+    offered = "of the stream" if all_usable(composition) else "of what could be chosen"
+    table = _table("clean by group, spoilt by noise" if known else "source", offered, "of the kept", "of the weight")
+    columns = [shares(composition, count) for count in ("usable", "kept", "weight")]
     names = ordered(composition)
     for at, name in enumerate(names):
         following = names[at + 1] if at + 1 < len(names) else ""
@@ -147,7 +147,7 @@ def _seconds(summary: Mapping[str, Any]) -> str:
 
 
 def _table(first: str, *numbers: str) -> Table:
-    table = Table()
+    table = PlainTable()
     table.add_column(first)
     for name in numbers:
         table.add_column(name, justify="right")

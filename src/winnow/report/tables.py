@@ -13,6 +13,7 @@ from winnow.report.compare import Comparison, figures
 from winnow.report.composition import labelled, ordered, shares
 from winnow.report.load import Run
 from winnow.report.summary import nats, percent
+from winnow.shown import PlainTable, shown
 
 MOST_WARNINGS = 12
 MOST_COLUMNS = 4
@@ -35,7 +36,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     if composition is not None:
         console.print(composition)
     for warning in comparison.warnings[:MOST_WARNINGS]:
-        console.print(f"! {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"! {shown(warning)}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     if len(comparison.warnings) > MOST_WARNINGS:
         console.print(f"! and {len(comparison.warnings) - MOST_WARNINGS} more", style="yellow", highlight=False)
 
@@ -74,7 +75,7 @@ def _run(name: str, run: Run) -> dict[str, Any]:
 
 def _side_by_side(comparison: Comparison) -> Table:
     """Runs as columns: a few of them fit a narrow terminal that way."""
-    table = Table(title="side by side; target on its test split", title_justify="left")
+    table = PlainTable(title="side by side; target on its test split", title_justify="left")
     table.add_column("")
     for name, run in comparison.runs:
         table.add_column(f"{name}\nseed {run.seed}", justify="right")
@@ -99,7 +100,7 @@ def _side_by_side(comparison: Comparison) -> Table:
 
 def _runs(comparison: Comparison) -> Table:
     accuracy = any("accuracy" in figures(run, "after") for _, run in comparison.runs)
-    table = Table(title="target, on its test split", title_justify="left")
+    table = PlainTable(title="target, on its test split", title_justify="left")
     table.add_column("method")
     before_training = any(run.summary.get("preparation") for _, run in comparison.runs)
     columns = ["seed", "answer NLL\n(nats/token)", *(["exact match"] if accuracy else [])]
@@ -165,7 +166,7 @@ def _mean(runs: Sequence[Run], accuracy: bool) -> list[str]:
 
 
 def _differences(comparison: Comparison) -> Table:
-    table = Table(
+    table = PlainTable(
         title=f"after training, minus {comparison.control} with the same seed (95 % interval over seeds)",
         title_justify="left",
     )
@@ -197,12 +198,12 @@ def _compositions(comparison: Comparison) -> Table | None:
         return None
     streams: dict[tuple[tuple[str, float], ...], None] = {}
     for runs in comparison.methods.values():
-        streams.update({tuple(shares(run.composition, "seen").items()): None for run in runs if run.composition})
+        streams.update({tuple(shares(run.composition, "usable").items()): None for run in runs if run.composition})
     title = "stream" if len(streams) == 1 else "stream, one of its seeds"
     rows.insert(0, (title, dict(next(iter(streams)))))
     names = ordered(name for _, row in rows for name in row)
     known = labelled(names)
-    table = Table(
+    table = PlainTable(
         title="what was kept: clean by group (in, near, far), spoilt by noise" if known else "what was kept, by source",
         title_justify="left",
     )

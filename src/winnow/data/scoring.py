@@ -1,0 +1,79 @@
+"""Which scorer a target's generations are held against: only one that its references can match."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from winnow.data.example import Example, Score
+from winnow.data.scorers import MARK, NUMBER, SCORERS, final_number, first_line, number_in, reference
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+SHORT = 60
+"""Most characters of an answer that a generation can be expected to repeat word for word."""
+SHARE = 0.9
+"""References that have to be of one kind for a scorer to be chosen for it."""
+
+
+def scorer_for(score: Score | str | None, examples: Sequence[Example], key: str) -> Score | None:
+    """The scorer of a target.
+
+    Args:
+        score: a function; a name of ``winnow.data.scorers``; ``auto``, to go by the references; or None.
+        examples: the target's test split, whose answers are the references.
+        key: config key of the target, for messages.
+
+    Returns:
+        The function; None where the NLL alone is to be measured.
+
+    Raises:
+        ValueError: the name is unknown, or the scorer gives zero to every reference itself.
+    """
+    if score == AUTO:
+        return _chosen(examples, key)
+    if isinstance(score, str):
+        if score not in SCORERS:
+            raise ValueError(f"{key}.score={score}: no such scorer; give one of {AUTO}, {', '.join(SCORERS)}, or null")
+        score = SCORERS[score]
+    if score is None:
+        return None
+    right = sum(score(text, one) > 0 for one in examples for text in [_best(score, one)])
+    name = getattr(score, "__name__", None) or getattr(getattr(score, "func", None), "__name__", type(score).__name__)
+    if not right:
+        raise ValueError(
+            f"{key}.score: {name} gives zero to all {len(examples)} references themselves, so that no generation could "
+            f"be right; choose another ({AUTO}, {', '.join(SCORERS)}), or null for the NLL alone"
+        )
+    if right < len(examples):
+        log.warning(
+            "%s.score: %s gives zero to %d of %d references themselves", key, name, len(examples) - right, len(examples)
+        )
+    return score
+
+
+def _best(score: Score, example: Example) -> str:
+    """The example's response or its answer, whichever scores more."""
+    return max(example.response, reference(example), key=lambda text: score(text, example))
+
+
+def _chosen(examples: Sequence[Example], key: str) -> Score | None:
+    wanted = [reference(one).strip() for one in examples]
+    numbers = sum(number_in(text) is not None and _ends_in_number(text) for text in wanted)
+    short = sum(len(text) <= SHORT and "\n" not in text for text in wanted)
+    if numbers >= SHARE * len(wanted):
+        log.info("%s.score=%s: the references end in a number, which is compared (final_number)", key, AUTO)
+        return final_number
+    if short >= SHARE * len(wanted):
+        log.info("%s.score=%s: the references are short, so first lines are compared (first_line)", key, AUTO)
+        return first_line
+    log.info("%s.score=%s: the references are long texts without a final number; the NLL alone is measured", key, AUTO)
+    return None
+
+
+def _ends_in_number(text: str) -> bool:
+    if MARK.search(text):
+        return True
+    last = list(NUMBER.finditer(text))
+    return bool(last) and not any(char.isalnum() for char in text[last[-1].end() :])
