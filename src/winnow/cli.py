@@ -18,6 +18,8 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
+from winnow.options import check_name
+
 BAD_USAGE = 2
 INTERRUPTED = 130  # what shells use for it
 CLASS = "selector._target_"
@@ -138,6 +140,12 @@ class _Composition:
                 parsed += OverridesParser.create(self.loader).parse_overrides([override])
             except OverrideParseException as error:
                 return [_grammar(override, error)]
+        for named in (one for one in parsed if one.key_or_group == "name"):
+            for line in self._alternatives(named):
+                try:
+                    check_name(line.partition("=")[2].strip("'\""))
+                except ValueError as error:
+                    return [str(error)]
         simple = [alternative for override in parsed for alternative in self._alternatives(override)[:1]]
         failed = self._compose(simple)
         if isinstance(failed, DictConfig):

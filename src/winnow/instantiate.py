@@ -85,7 +85,7 @@ def build(node: Any, **extra: Any) -> Any:
 
 
 def check_numbers(target: Callable[..., Any], values: Mapping[str, Any], key: str = "") -> None:
-    """Refuse text, and a fraction for a whole number, by what a target's signature says.
+    """Refuse text, truth values, null and a fraction for a whole number, by what a target's signature says.
 
     Args:
         target: what is to be called.
@@ -106,7 +106,10 @@ def check_numbers(target: Callable[..., Any], values: Mapping[str, Any], key: st
             continue
         value = values[name]
         fraction = isinstance(value, float) and "float" not in kinds and not value.is_integer()
-        if isinstance(value, str) or fraction:
+        truth = isinstance(value, bool) and "bool" not in kinds
+        # Others may annotate None away and take it all the same.
+        empty = value is None and not kinds & NULL and str(getattr(target, "__module__", "")).startswith("winnow")
+        if isinstance(value, str) or fraction or truth or empty:
             what = ("a number" if "float" in kinds else "a whole number") + (" or null" if kinds & NULL else "")
             raise ValueError(f"{key}{'.' if key else ''}{name} must be {what}, got {value!r}")
 

@@ -35,6 +35,7 @@ from winnow.ledger import composition
 from winnow.models import LanguageModel
 from winnow.module import SelectionModule
 from winnow.offline.files import SPENT, preparation
+from winnow.options import check_options
 from winnow.provenance import Status, anonymous, provenance, write_json
 from winnow.report.summary import print_summary, show
 from winnow.schedule import planned_updates, schedule_arguments
@@ -193,6 +194,7 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     """Build everything, and refuse here whatever would be refused later, before the first evaluation."""
     check(cfg)
     check_numbers(SelectionModule, cfg)
+    check_options(plain(cfg))
     check_precision(cfg.trainer.get("precision"))
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     parts.language = build(cfg.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -19,6 +20,8 @@ from winnow.data.lengths import fit_targets
 from winnow.data.pack import Packed
 from winnow.data.reach import check_references_fit, check_stream_fits
 from winnow.data.subset import restrict
+
+log = logging.getLogger(__name__)
 
 TARGET_ORDERS = ("shared", "round_robin")
 
@@ -288,6 +291,8 @@ class SelectionDataModule(lightning.LightningDataModule):
         subset_order: str = "highest",
     ) -> None:
         super().__init__()
+        if num_workers < 0:
+            raise ValueError(f"data.num_workers must be at least 0, got {num_workers}")
         for name, value in {
             "pool_size": pool_size,
             "target_batch_size": target_batch_size,
@@ -315,6 +320,13 @@ class SelectionDataModule(lightning.LightningDataModule):
         self.num_workers, self.max_length = num_workers, max_length
         self.val_batch_size, self.val_limit = val_batch_size, val_limit
         self.steps = StepData(corpus, tokenizer, pool_size, target_batch_size, max_length, seed, packing, target_order)
+        for target, rows in zip(corpus.targets, self.steps.rows, strict=True):
+            if rows > len(target.val):
+                log.warning(
+                    "target %s has %d validation examples, and every target batch %d of it: some are in it more "
+                    "than once (data.target_batch_size)",
+                    target.name, len(target.val), rows,
+                )  # fmt: skip
         self.position = (0, 0)
 
     def train_dataloader(self) -> DataLoader:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 TINY = "tiny"
@@ -43,7 +46,7 @@ def load(
 
     Args:
         path: ``tiny`` for the embedded model, a Hugging Face name, or a folder saved by
-            ``save_pretrained``; ``model.path``.
+            ``save_pretrained``, of a model or of an adapter, which goes on training; ``model.path``.
         revision: branch, tag or commit on the hub.
         tokenizer: where the tokenizer comes from, if not from ``path``.
         dtype: of the parameters: float32, bfloat16, float16 or float64.
@@ -57,8 +60,8 @@ def load(
         Model and tokenizer. With LoRA, only the adapter requires gradients.
 
     Raises:
-        ValueError: unknown dtype.
-        FileNotFoundError: the model is not there.
+        ValueError: unknown dtype, or ``lora`` beside an adapter.
+        FileNotFoundError: the model, or an adapter's base, is not there.
     """
     where = str(tiny_path()) if path == TINY else path
     options: dict[str, Any] = {
@@ -66,17 +69,70 @@ def load(
         "trust_remote_code": trust_remote_code,
         "local_files_only": local_files_only or Path(where).is_dir(),
     }
+    adapter = adapter_base(path, where)
+    if adapter is not None and lora is not None:
+        raise ValueError(
+            f"model.path={path} holds an adapter, which goes on training as it is: leave model/lora out, or merge the "
+            "adapter into its base first (peft's merge_and_unload, then save_pretrained)"
+        )
     try:
         words = AutoTokenizer.from_pretrained(tokenizer or where, **options)
+        if adapter is not None:
+            options["local_files_only"] = local_files_only or Path(adapter).is_dir()
         model = AutoModelForCausalLM.from_pretrained(
-            where, dtype=_dtype(dtype), attn_implementation=attn_implementation, use_safetensors=True, **options
+            adapter or where,
+            dtype=_dtype(dtype),
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            **options,
         )
     except OSError as error:
         raise FileNotFoundError(
             f"no causal language model could be loaded from model.path={path!r}: {str(error).splitlines()[0]}\n"
             "Give a Hugging Face name you have access to (model=hub), or a folder of save_pretrained (model=local)."
         ) from error
+    if adapter is not None:
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        log.info("model.path=%s is an adapter on %s, and goes on training", path, adapter)
+        return LanguageModel(PeftModel.from_pretrained(model, where, is_trainable=True), words)
     return _prepare(model, words, gradient_checkpointing, lora)
+
+
+def adapter_base(path: str, where: str) -> str | None:
+    """The model below an adapter.
+
+    Args:
+        path: ``model.path``, for messages.
+        where: the folder or name that stands for.
+
+    Returns:
+        Folder or Hugging Face name of the base; None where the folder holds a model, or is none.
+
+    Raises:
+        FileNotFoundError: the folder holds neither model nor adapter, or the adapter's weights or base are not there.
+    """
+    folder = Path(where)
+    if not folder.is_dir():
+        return None
+    if not (folder / "adapter_config.json").is_file():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"model.path={path}: the folder holds no model (config.json) and no adapter (adapter_config.json); "
+                "give one that save_pretrained made, such as RUN/model"
+            )
+        return None
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(f"model.path={path}: the adapter has no weights (adapter_model.safetensors)")
+    base = str(PeftConfig.from_pretrained(where).base_model_name_or_path)
+    if base.endswith("winnow/models/tiny"):  # the embedded one, wherever it was installed then
+        return str(tiny_path())
+    if (base.startswith((".", "/", "~")) or base.count("/") > 1) and not Path(base).is_dir():
+        raise FileNotFoundError(
+            f"model.path={path} is an adapter on {base}, which is not there: put the base there, or its place into "
+            "base_model_name_or_path of adapter_config.json"
+        )
+    return base
 
 
 def from_config(

@@ -35,6 +35,7 @@ class Oracle:
     filter_size: int = 4
     groups: tuple[str, ...] | list[str] = ("in", "near")
     unlabelled: int = field(default=0, init=False, repr=False)
+    strange: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_filter_size(self.filter_size)
@@ -55,7 +56,7 @@ class Oracle:
             Candidates with weight one. Diagnostics: ``clean``, share of the kept without noise.
 
         Raises:
-            ValueError: the stream has no labels.
+            ValueError: the stream has no labels, or none of the groups.
         """
         source = source_of_chance(generator, "Oracle")
         groups, noise = facts(signals, "group"), facts(signals, "noise")
@@ -64,6 +65,13 @@ class Oracle:
             raise ValueError(
                 f"{self.unlabelled} pools in a row have no hidden label (group, noise), and baseline=oracle chooses by "
                 "nothing else: use a stream that has them (data=tasks), or another baseline"
+            )
+        known = {group for group in groups if group}
+        self.strange = self.strange + 1 if known and not known & set(self.groups) else 0
+        if self.strange >= PATIENCE:
+            raise ValueError(
+                f"{self.strange} pools in a row have none of the groups that selector.groups={list(self.groups)} "
+                f"names; this stream's are {', '.join(sorted(known))}: name those, the nearest to the target first"
             )
         usable = candidates(signals, self.filter_size)
         places = {name: place for place, name in enumerate(self.groups)}
@@ -77,8 +85,8 @@ class Oracle:
         return keep(signals, chosen, clean=clean, short=float(len(usable) < self.filter_size))
 
     def state_dict(self) -> dict[str, Any]:
-        """Pools in a row without labels."""
-        return {"unlabelled": self.unlabelled}
+        """Pools in a row without labels, and with none of the groups named."""
+        return {"unlabelled": self.unlabelled, "strange": self.strange}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the count.
@@ -86,4 +94,4 @@ class Oracle:
         Args:
             state: what :meth:`state_dict` gave.
         """
-        self.unlabelled = int(state["unlabelled"])
+        self.unlabelled, self.strange = int(state["unlabelled"]), int(state.get("strange", 0))
