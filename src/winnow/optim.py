@@ -8,6 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from winnow.geometry.base import accumulation_dtype
+from winnow.geometry.muon import shape_factor
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -95,12 +100,45 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 loss = closure()
         for rule, kind in (("muon", torch.optim.Muon), ("adamw", torch.optim.AdamW)):
             groups = [group for group in self.param_groups if group["rule"] == rule]
-            if groups:
+            if groups and rule == "muon" and groups[0]["params"][0].device.type == "cpu":
+                self._muon(groups)
+            elif groups:
                 # The rule's own optimizer, on our groups and our state, which it reads and writes in place.
                 inner: Any = kind([parameter for group in groups for parameter in group["params"]])
                 inner.param_groups, inner.state = groups, self.state
                 inner.step()
         return loss
+
+    def _muon(self, groups: list[dict[str, Any]]) -> None:
+        """Torch's Muon with its iteration in the parameters' own precision: not every CPU multiplies in bfloat16."""
+        for group in groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                buffer: Tensor = state["momentum_buffer"]
+                buffer.lerp_(parameter.grad, 1 - group["momentum"])
+                update = parameter.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+                update = _newton_schulz(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                factor = shape_factor(group["adjust_lr_fn"], *parameter.shape)
+                parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * factor)
+
+
+def _newton_schulz(
+    matrix: Float[Tensor, "rows columns"], coefficients: tuple[float, float, float], count: int, eps: float
+) -> Float[Tensor, "rows columns"]:
+    """X <- a X + b (X X^T) X + c (X X^T)^2 X, a number of times, from X over its norm (Jordan et al. 2024)."""
+    a, b, c = coefficients
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix).to(accumulation_dtype(matrix.dtype))
+    x = x / x.norm().clamp_min(eps)
+    for _ in range(count):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
 
 
 def wants_names(factory: Callable[..., Any]) -> bool:

@@ -18,7 +18,8 @@ class MuonRule(Rule):
 
     Newton-Schulz turns a matrix X into q(X X^T) X, with a polynomial q over its norm. P freezes q at U,
     what the momentum brings to the coming update, and r is the learning rate's factor for the shape. The
-    polynomial is taken in full precision, where the optimizer itself works in bfloat16.
+    polynomial is taken in full precision, where torch's optimizer itself works in bfloat16; on a CPU
+    :class:`winnow.optim.MuonWithAdamW` does not.
     """
 
     def step_size(self, group: Group, state: State, rate: float) -> float:
@@ -59,7 +60,7 @@ class MuonRule(Rule):
             frozen = mean() * self.step_size(group, state, 1.0)
         values, vectors = newton_schulz(frozen, group["ns_coefficients"], group["ns_steps"], group["eps"])
         rows, columns = frozen.shape
-        return OneSided(values * _shape_factor(group["adjust_lr_fn"], rows, columns), vectors, right=rows > columns)
+        return OneSided(values * shape_factor(group["adjust_lr_fn"], rows, columns), vectors, right=rows > columns)
 
     def momentum(self, group: Group, state: State) -> Float[Tensor, "rows columns"] | None:
         """The momentum times the buffer; with Nesterov, momentum squared * buffer.
@@ -112,7 +113,17 @@ def newton_schulz(
     return gain / norm, vectors
 
 
-def _shape_factor(kind: str | None, rows: int, columns: int) -> float:
+def shape_factor(kind: str | None, rows: int, columns: int) -> float:
+    """What a matrix's learning rate is multiplied by, for its shape.
+
+    Args:
+        kind: ``original`` | ``match_rms_adamw``; None is ``original``.
+        rows: of the matrix.
+        columns: of the matrix.
+
+    Returns:
+        The factor, as torch.optim.Muon takes it.
+    """
     if kind is None or kind == "original":
         return math.sqrt(max(1, rows / columns))
     if kind == "match_rms_adamw":
