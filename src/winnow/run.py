@@ -42,6 +42,7 @@ from winnow.schedule import planned_updates, schedule_arguments
 from winnow.selectors.base import Selector, check_filter_size
 from winnow.stopping import Stop, handled
 from winnow.tables import TABLES
+from winnow.tracking import careful, forgiving, is_lost, let_go
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +251,8 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     if cfg.ckpt_path:
         _resume(cfg, parts, built if isinstance(built, torch.optim.Optimizer) else built[0][0])
     if isinstance(logger, WandbLogger):  # its run begins here; one that could not begin needs no closing
-        logger.experiment.config.update({**anonymous(plain(cfg)), "choices": _choices()}, allow_val_change=True)
+        with forgiving(logger):
+            logger.experiment.config.update({**anonymous(plain(cfg)), "choices": _choices()}, allow_val_change=True)
     parts.logger = logger
 
 
@@ -364,8 +366,10 @@ def _logger(cfg: DictConfig) -> Logger | None:
     selector = choices.get("selector", cfg.name)
     method = cfg.selector._target_ if selector == "custom" else selector
     tags = [method, choices.get("data", ""), choices.get("model", ""), *cfg.tags]
-    logger: Logger = build(cfg.logger, tags=[tag for tag in dict.fromkeys(tags) if tag])
-    return logger
+    # Only W&B's tags are a list.
+    listed = [tag for tag in dict.fromkeys(tags) if tag]
+    logger: Logger | None = build(cfg.logger, **({"tags": listed} if "wandb" in str(cfg.logger._target_) else {}))
+    return None if logger is None else careful(logger)
 
 
 def _choices() -> dict[str, str]:
@@ -388,6 +392,9 @@ def _close(parts: Parts, failed: bool) -> None:
     opened: list[Any] = [parts.records, parts.logger]
     for thing in filter(None, opened):
         try:
+            if is_lost(thing):
+                let_go(thing)
+                continue
             if isinstance(thing, WandbLogger):
                 thing.experiment.finish(exit_code=1 if failed else 0)
             elif isinstance(thing, Records):

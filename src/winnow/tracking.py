@@ -1,13 +1,93 @@
-"""Weights & Biases without surprises: offline unless asked, and online only with an account at hand."""
+"""Loggers without surprises: W&B offline unless asked, and no logger whose failure ends a run."""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+log = logging.getLogger(__name__)
 
 NOT_ONLINE = ("offline", "dryrun", "disabled")
+
+
+def careful(logger: Logger) -> Logger:
+    """A logger whose failures cost the run nothing but its curves there: one warning, then it is left alone.
+
+    Args:
+        logger: any of Lightning's; changed in place.
+
+    Returns:
+        The same.
+    """
+    for name in ("log_metrics", "log_hyperparams", "log_graph", "save", "after_save_checkpoint", "finalize"):
+        setattr(logger, name, _guarded(logger, getattr(logger, name)))
+    return logger
+
+
+def is_lost(logger: Any) -> bool:
+    """Whether a logger has failed and is left alone.
+
+    Args:
+        logger: a logger, or None.
+
+    Returns:
+        True after its first failure.
+    """
+    return bool(getattr(logger, "_winnow_lost", False))
+
+
+@contextmanager
+def forgiving(logger: Any) -> Iterator[None]:
+    """Take a failure inside as the loss of a logger.
+
+    Args:
+        logger: what is talked to.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_lost(logger):
+            log.warning(
+                "%s is lost (%s: %s): the run goes on without it, its figures in metrics.csv and summary.json",
+                type(logger).__name__,
+                type(error).__name__,
+                error,
+            )
+        logger._winnow_lost = True
+
+
+def let_go(logger: Any) -> None:
+    """Clear away what a lost logger left in the process, for the next job of a sweep.
+
+    Args:
+        logger: the logger.
+    """
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        with suppress(Exception):
+            wandb.teardown(exit_code=1)
+        wandb.run = None  # or the next run would be taken for this one
+
+
+def _guarded(logger: Logger, method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def call(*arguments: Any, **options: Any) -> Any:
+        if not is_lost(logger):
+            with forgiving(logger):
+                return method(*arguments, **options)
+        return None
+
+    return call
 
 
 def wandb_logger(*, offline: bool = True, **options: Any) -> WandbLogger:

@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
+from winnow.tracking import forgiving, is_lost
+
 COLUMNS = ("step", "id", "source", "weight", "alignment", "loss", "prompt", "response")
 KINDS = ("source", "group", "noise")
 COUNTERS = ("budget/examples_trained", "budget/tokens_trained", "budget/examples_seen", "time/seconds")
@@ -61,11 +63,12 @@ class WandbTables(Callback):
         if run is None:
             return
         self._defined = set()
-        for counter in COUNTERS:
-            run.define_metric(counter)
         targets = getattr(getattr(trainer, "datamodule", None), "corpus", None)
         names = [target.name for target in targets.targets] if targets is not None else []
-        self._define(run, ["target/val_nll", *(f"target/{name}/val_nll" for name in names)])
+        with forgiving(trainer.logger):
+            for counter in COUNTERS:
+                run.define_metric(counter)
+            self._define(run, ["target/val_nll", *(f"target/{name}/val_nll" for name in names)])
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -76,22 +79,25 @@ class WandbTables(Callback):
             return
         record = pl_module.last_step
         self._take(record)
-        # Lightning logs the step's metrics after this hook, so their axis is known before their first value.
-        self._define(run, record.metrics)
-        if (record.step + 1) % self.every == 0:
-            self._log(run, record.metrics)
+        with forgiving(trainer.logger):
+            # Lightning logs the step's metrics after this hook, so their axis is known before their first value.
+            self._define(run, record.metrics)
+            if (record.step + 1) % self.every == 0:
+                self._log(run, record.metrics)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Log what came after the last row."""
         run = _run(trainer)
         if run is not None and self._examples:
-            self._log(run, pl_module.last_step.metrics)
+            with forgiving(trainer.logger):
+                self._log(run, pl_module.last_step.metrics)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Put the counters into the row of the target's NLL, which Lightning completes."""
         run = _run(trainer)
         if run is not None and not trainer.sanity_checking:
-            run.log(pl_module.budget.metrics(), commit=False)
+            with forgiving(trainer.logger):
+                run.log(pl_module.budget.metrics(), commit=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts behind the shares."""
@@ -153,7 +159,8 @@ class WandbTables(Callback):
 
 
 def _run(trainer: lightning.Trainer) -> Any:
-    return trainer.logger.experiment if isinstance(trainer.logger, WandbLogger) else None
+    usable = isinstance(trainer.logger, WandbLogger) and not is_lost(trainer.logger)
+    return trainer.logger.experiment if usable else None  # type: ignore[union-attr]
 
 
 def _number(value: torch.Tensor) -> float | None:
