@@ -17,7 +17,9 @@ from winnow.finite import NotFinite, not_finite
 from winnow.instantiate import BuildError
 from winnow.run import run
 from winnow.schedule import planned_updates, schedule_arguments
+from winnow.scorer import Scorer, TargetNotFinite
 from winnow.selectors import FilterWeight, MaxLoss
+from winnow.signals import Needs
 
 
 def test_the_first_tensor_that_is_not_finite_is_named() -> None:
@@ -25,6 +27,15 @@ def test_the_first_tensor_that_is_not_finite_is_named() -> None:
     assert not_finite([("a", huge), ("b", torch.zeros(0)), ("c", torch.ones(2, dtype=torch.long))]) is None
     assert not_finite([("a", huge), ("b", torch.tensor([1.0, math.nan])), ("c", torch.tensor(math.inf))]) == "b"
     assert not_finite([]) is None
+
+
+def test_a_loop_of_ones_own_is_told_why_the_target_has_no_gradient() -> None:
+    network = runs.model()
+    batch = runs.datamodule().steps[(0, 0)]
+    scorer = Scorer(network, torch.optim.SGD(network.parameters(), lr=0.1))
+    network.lm_head.weight.data[0, 0] = math.nan
+    with pytest.raises(TargetNotFinite, match=r"target batch is nan: parameter lm_head\.weight is not finite"):
+        scorer(batch["pool"], batch["target"], Needs(alignment=1))
 
 
 class Blows(torch.optim.SGD):

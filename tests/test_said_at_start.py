@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,10 @@ import pytest
 import torch
 
 from tests import runs
-from tests.commands import CONF, compose, save_base
+from tests.commands import CONF, commands, compose, configured, save_base
 from tests.test_run import go, read
 from winnow.cli import check
-from winnow.instantiate import BuildError
+from winnow.instantiate import BuildError, build, plain
 from winnow.models import load
 from winnow.options import check_options
 from winnow.selectors import Oracle
@@ -111,3 +113,47 @@ def test_an_adapter_is_a_reference_too() -> None:
     go("model/lora=default", "evaluation.nll_limit=0")
     go("baseline=rho_loss", "scoring.reference=out/model", "evaluation.nll_limit=0", "export=false", out="second")
     assert read("status.json", "second")["state"] == "finished"
+
+
+def rows(path: str, start: int, **names: str) -> None:
+    """A file of four questions, under names of fields of its own."""
+    lines = [runs.example(start + number) for number in range(8)]
+    texts = [json.dumps({names["prompt"]: f"{one.prompt} {start}", names["response"]: one.response}) for one in lines]
+    Path(path).parent.mkdir(exist_ok=True)
+    Path(path).write_text("\n".join(texts) + "\n")
+
+
+PRINTED = [command for name in ("jsonl", "hub") for command in commands(CONF / "data" / f"{name}.yaml") if command[1:]]
+
+
+@pytest.mark.parametrize("command", PRINTED, ids=lambda command: command[0])
+def test_a_printed_command_reads_data_as_it_stands(command: list[str]) -> None:
+    """Built up to the first pool; of the hub's own data sets a folder stands in for what would be downloaded."""
+    names = {"prompt": "question", "response": "answer"} if command[0] == "data=hub" else {}
+    for at, split in enumerate(("train", "val", "test")):
+        rows(f"{split}.jsonl", 100 * at, **{"prompt": "prompt", "response": "response", **names})
+        rows(f"FOLDER/{split}.jsonl", 100 * at, **{"prompt": "prompt", "response": "response", **names})
+    local = [
+        f"data.corpus.targets.gsm8k.{one}={{path: FOLDER, name: main, split: {split}}}"
+        for one, split in (("val", "validation"), ("test", "test"))
+    ]
+    with configured(*command, *(local if names else []), "data.pool_size=4") as cfg:
+        data = plain(cfg.data)
+        world = build(cfg.data.corpus)
+        del data["corpus"]
+        batch = runs.SelectionDataModule(world, runs.tokenizer(), seed=0, **data).steps[(0, 0)]
+    assert len(batch["pool"]["labels"]) == 4 and len(batch["target"]["labels"]) == 8
+
+
+def test_the_key_that_a_message_names_can_be_typed_as_it_stands() -> None:
+    rows("train.jsonl", 0, prompt="q", response="a")
+    rows("val.jsonl", 100, prompt="q", response="a")
+    rows("test.jsonl", 200, prompt="q", response="a")
+    command = PRINTED[0]
+    with configured(*command) as cfg, pytest.raises(BuildError) as caught:
+        build(cfg.data.corpus)
+    key = re.findall(r"data\.corpus\.fields\.\w+", str(caught.value))[0]
+    fixed = [*command, f"{key}=q", "data.corpus.fields.response=a"]
+    assert not check(fixed, CONF, "train")
+    with configured(*fixed) as cfg:
+        assert build(cfg.data.corpus).stream.size == 8

@@ -7,13 +7,10 @@ python -m winnow.score --help
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
 from winnow.cli import main
-
-CONF = Path(__file__).parents[2] / "conf"
+from winnow.train import conf_dir
 
 
 def score(cfg: DictConfig) -> None:
@@ -28,8 +25,4 @@ def score(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    if not CONF.is_dir():
-        raise SystemExit(
-            f"no configuration in {CONF}: run from a checkout of the project, installed with pip install -e"
-        )
-    main(score, config_dir=CONF, config_name="score")
+    main(score, config_dir=conf_dir(), config_name="score")

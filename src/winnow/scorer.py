@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from winnow.batches import target_shares
+from winnow.finite import likely_cause, not_finite
 from winnow.forward import forward_signals
 from winnow.geometry import Geometry, IdentityGeometry, UnknownOptimizer, geometry_of
 from winnow.gradients.capture import CaptureError
@@ -333,8 +334,12 @@ class Scorer:
             losses, products = self._pass(
                 pool, target if due else None, weight, needs, task=task, bend=bend, kept=self._kept
             )
-        except TargetNotFinite:
+        except TargetNotFinite as error:
             self.target.discard()
+            held = dict(self.model.named_parameters())
+            half = any(parameter.dtype == torch.float16 for parameter in held.values())
+            if half or not_finite(held.items()) is not None:  # no later batch will do better
+                raise TargetNotFinite(f"{error}: {likely_cause(held)}") from error
             if self.on_target_nan == "skip" or not self.target.stored:
                 raise
             due, self.target_reused = False, True

@@ -103,13 +103,13 @@ class TargetSplits:
     score: Score | str | None = None
     weight: float = 1.0
     max_new_tokens: int = 128
-    fields: Mapping[str, str] | None = None
+    fields: Mapping[str, str | None] | None = None
 
 
 def hub_corpus(
     stream: HubSplit | Mapping[str, Any],
     targets: Mapping[str, TargetSplits | Mapping[str, Any] | None],
-    fields: Mapping[str, str] | None = None,
+    fields: Mapping[str, str | None] | None = None,
     on_overlap: str = "error",
     limit: int | None = None,
 ) -> Corpus:

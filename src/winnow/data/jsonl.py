@@ -32,13 +32,13 @@ class TargetFiles:
     score: Score | str | None = None
     weight: float = 1.0
     max_new_tokens: int = 128
-    fields: Mapping[str, str] | None = None
+    fields: Mapping[str, str | None] | None = None
 
 
 def jsonl_corpus(
     stream: str | Sequence[str],
     targets: Mapping[str, TargetFiles | Mapping[str, Any] | None],
-    fields: Mapping[str, str] | None = None,
+    fields: Mapping[str, str | None] | None = None,
     on_overlap: str = "error",
     limit: int | None = None,
 ) -> Corpus:

@@ -274,7 +274,7 @@ class TargetRows:
     score: Score | str | None = None
     weight: float = 1.0
     max_new_tokens: int = 128
-    fields: Mapping[str, str] | None = None
+    fields: Mapping[str, str | None] | None = None
 
 
 def options(cls: Callable[..., T], given: Any, key: str) -> T:
@@ -306,7 +306,7 @@ def options(cls: Callable[..., T], given: Any, key: str) -> T:
 def build_corpus(
     stream: Iterable[Row],
     targets: Mapping[str, TargetRows],
-    fields: Mapping[str, str] | None = None,
+    fields: Mapping[str, str | None] | None = None,
     on_overlap: str = "error",
     limit: int | None = None,
 ) -> Corpus:
