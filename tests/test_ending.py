@@ -17,9 +17,11 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
-from tests.commands import save_base
+from tests.commands import CONF, compose, save_base
 from tests.test_run import go, read
 from winnow import provenance
+from winnow.cli import check
+from winnow.evaluate import MEASURE_ONLY, with_defaults
 from winnow.provenance import replacing
 from winnow.stopping import Stop, Terminated
 
@@ -116,6 +118,15 @@ def test_no_step_measures_the_model_as_it_is(bound: str) -> None:
     assert summary["before"] == summary["after"] and nll == summary["after"]["chains/nll"]
     assert summary["budget"]["steps"] == 0 and read("status.json")["state"] == "finished"
     assert not Path("out/checkpoints").exists()
+
+
+def test_evaluating_is_training_nothing_by_name() -> None:
+    for given in ([], ["--cfg", "job"], ["seed=3", "--cfg", "job"], ["-m", "seed=1,2"]):
+        line = with_defaults(given)
+        assert not check(line, CONF, "train")
+        assert [word for word in line if word not in MEASURE_ONLY] == given
+    composed = compose(*with_defaults(["seed=3", "export=true"]))
+    assert composed.trainer.max_steps == 0 and composed.seed == 3 and composed.export, "what is given outweighs it"
 
 
 class Broken(io.StringIO):
