@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import wandb
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
@@ -74,6 +75,19 @@ def test_a_logger_that_dies_is_left_alone(caplog: pytest.LogCaptureFixture) -> N
     assert Dying.calls == 3, "it is not asked again"
     assert read("status.json")["state"] == "finished" and pd.read_csv("out/metrics.csv")["step"].max() == 3
     assert read("summary.json")["budget"]["steps"] == 4
+
+
+def test_wandb_that_cannot_begin_does_not_keep_a_run_from_beginning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def init(*unused: Any, **options: Any) -> None:
+        raise wandb.errors.CommError("no network")
+
+    save_base()
+    monkeypatch.setattr(wandb, "init", init)
+    go("logger=wandb", "export=false")
+    assert "WandbLogger is lost (CommError: no network)" in caplog.text
+    assert read("status.json")["state"] == "finished" and pd.read_csv("out/metrics.csv")["step"].max() == 3
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for W&B's service among the processes of /proc")

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from winnow.provenance import to_json
+from winnow.provenance import replacing, to_json
 from winnow.selection import Selection
 from winnow.shown import PlainTable
 
@@ -152,9 +152,8 @@ def _numbers(values: Tensor) -> pa.Array:
 
 def _write(table: pa.Table, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def read(path: Path) -> pa.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import logging
 import os
 import sys
@@ -115,6 +116,8 @@ def _recorded(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             except OSError as second:  # a full disk: the first error is the one to raise
                 log.error("status.json could not be written: %s", second)
             _close(parts, failed=True)
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                log.error("the disk of %s is full: free some of it before the run goes on", folder.resolve())
             if resume is not None:
                 again = (
                     "the same sweep command once more" if _in_sweep() else f"the same command with ckpt_path={resume}"
@@ -253,6 +256,8 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     if isinstance(logger, WandbLogger):  # its run begins here; one that could not begin needs no closing
         with forgiving(logger):
             logger.experiment.config.update({**anonymous(plain(cfg)), "choices": _choices()}, allow_val_change=True)
+        if is_lost(logger):  # Lightning would ask it once more, and fail
+            parts.trainer.loggers, logger = [], None
     parts.logger = logger
 
 
