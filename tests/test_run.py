@@ -137,12 +137,20 @@ def test_what_a_broken_run_had_is_kept_and_it_says_how_to_go_on(
         assert pq.read_table("out/ledger.parquet").num_rows == 4 * 8, "resumed in its own folder"
 
 
-def test_a_run_whose_losses_are_all_nan_stops_at_once() -> None:
+@pytest.mark.parametrize("method", ["selector=filter_weight", "baseline=max_loss", "baseline=random"])
+def test_a_run_whose_losses_are_all_nan_stops_at_once(method: str) -> None:
     save_base()
     with pytest.raises(
         NotFinite, match=r"pool 1: none of its 8 losses is finite; .*learning rate of 1e\+30.*optimizer\.lr"
     ):
-        go("optimizer.lr=1e30", "scheduler=none", "clip_norm=null", "trainer.max_steps=50", "callbacks.last.every=1")
+        go(
+            method,
+            "optimizer.lr=1e30",
+            "scheduler=none",
+            "clip_norm=null",
+            "trainer.max_steps=50",
+            "callbacks.last.every=1",
+        )
     assert read("status.json")["state"] == "failed"
     assert pd.read_csv("out/metrics.csv")["step"].max() == 0
     state = torch.load("out/checkpoints/last.ckpt", weights_only=True)

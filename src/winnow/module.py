@@ -160,6 +160,8 @@ class SelectionModule(lightning.LightningModule):
         self._check_losses(signals, step, rate)
         chosen = len(selection)
         loss, selection, updated = self._train(pool, selection, losses)
+        if chosen and not len(selection) and signals.losses is None:
+            self._check_losses(self._with_losses(signals, pool), step, rate)
         self.idle.count(signals, selection, chosen)
         kept_tokens = signals.tokens[selection.index.to(signals.tokens.device)]
         self.budget.step(
@@ -272,9 +274,7 @@ class SelectionModule(lightning.LightningModule):
             log.warning("pool %d: %s; no update (scoring.on_target_nan=skip)", self.budget.steps, error)
             tokens = response_tokens(batch["pool"])
             nothing = Selection(tokens.new_zeros(0), torch.zeros(0), {"target_not_finite": 1.0})
-            # Losses tell an odd target batch from a model that is beyond help.
-            losses = self._scorer(batch["pool"], None, Needs(losses=True)).losses
-            return Signals(valid=tokens > 0, tokens=tokens, losses=losses), nothing
+            return self._with_losses(Signals(valid=tokens > 0, tokens=tokens), batch["pool"]), nothing
         selection = self.selector(signals, torch.Generator().manual_seed(self._step_seed(1)))
         if self._scorer.target_reused:
             log.warning("pool %d: target loss not finite; reusing the last target gradient", self.budget.steps)
@@ -333,6 +333,11 @@ class SelectionModule(lightning.LightningModule):
         if not_finite(held) is not None:
             rate = float(self._optimizer.param_groups[0]["lr"])
             raise NotFinite(f"pool {step}, {'after' if trainable else 'before'} its update: {self._cause(rate)}")
+
+    def _with_losses(self, signals: Signals, pool: dict[str, Tensor]) -> Signals:
+        """Losses of the whole pool tell an odd batch from a model that is beyond help."""
+        assert self._scorer is not None
+        return replace(signals, losses=self._scorer(pool, None, Needs(losses=True)).losses)
 
     def _check_losses(self, signals: Signals, step: int, rate: float) -> None:
         """Stop where no candidate that has a response has a finite loss."""

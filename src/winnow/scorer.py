@@ -139,8 +139,10 @@ class Scorer:
         """Whether the last call took the stored target gradient because the new one was not finite."""
         self.reference = reference
         self._reference: ReferenceModel | ReferenceTable | None = None
-        self._unverified, self._undescribed, self._unsaid, self._doubted = verify, True, True, False
+        self._unverified, self._undescribed, self._doubted = verify, True, False
         self._trainable = {name: held for name, held in model.named_parameters() if held.requires_grad}
+        self._tied = [name for name in self._trainable if name not in self.parameters] if layers == "all" else []
+        self._unsaid = bool(self._tied)
         self._kept: KeptFactors | None = None
         self._refusal: str | None = None
 
@@ -423,16 +425,13 @@ class Scorer:
 
     def _say_left_out(self, few: Batch) -> None:
         """Once, what ``all`` does not mean: embeddings tied to the output layer, which may be most of the gradient."""
-        outside = [name for name in self._trainable if name not in self.parameters]
         self._unsaid = False
-        if self.layers != "all" or not outside:
-            return
-        share = share_left_out(self.model, self.parameters, self._trainable, few, self.reduction)
+        share = share_left_out(self.model, self._tied, self._trainable, few, self.reduction)
         log.log(
             logging.WARNING if share > 0.5 else logging.INFO,
             "scoring.layers=all leaves out %s (embeddings tied to the output layer): %.1f %% of the squared gradient "
             "norms of %d candidates under P = I; K and b are exact of the rest. To score with them: scoring.layers=.*",
-            ", ".join(outside[:3]),
+            ", ".join(self._tied),
             100 * share,
             len(few["labels"]),
         )

@@ -81,13 +81,13 @@ def verify_gradients(
 
 
 def share_left_out(
-    model: nn.Module, chosen: Collection[str], trainable: Mapping[str, nn.Parameter], batch: Batch, reduction: str
+    model: nn.Module, left_out: Collection[str], trainable: Mapping[str, nn.Parameter], batch: Batch, reduction: str
 ) -> float:
-    """How much of the examples' gradients lies in parameters that take no part, by autograd, an example at a time.
+    """How much of the examples' gradients lies in some parameters, by autograd, an example at a time.
 
     Args:
         model: the model, as it is scored (dropout off).
-        chosen: names of the parameters that take part.
+        left_out: names of the parameters that take no part.
         trainable: all that are trained, by name.
         batch: a few examples, each with response tokens and a finite loss.
         reduction: ``mean`` | ``sum`` over an example's response tokens.
@@ -95,15 +95,15 @@ def share_left_out(
     Returns:
         Share of the sum of squared gradient norms under P = I, the trace of K over all parameters; 0 without gradients.
     """
-    inside = total = 0.0
+    outside = total = 0.0
     for row in range(len(batch["labels"])):
         one = {key: batch[key][row : row + 1] for key in KEYS}
         weight = torch.ones(1, device=batch["labels"].device)
         for name, (gradient, _) in _autograd(model, trainable, one, reduction, weight).items():
             square = float(gradient.square().sum())
             total += square
-            inside += square if name in chosen else 0.0
-    return 1 - inside / total if total > 0 else 0.0
+            outside += square if name in left_out else 0.0
+    return outside / total if total > 0 else 0.0
 
 
 def _autograd(
