@@ -18,6 +18,24 @@ def test_docs_are_up_to_date():
     assert written == methods.markdown(), "run: python -m winnow.methods --markdown > docs/METHODS.md"
 
 
+def test_symbols_that_a_rule_begins_with_stay_as_they_are():
+    """p_i is a probability and P the preconditioner, k a number and K the Gram matrix, w a weight."""
+    rules = {one.name: one.sections["Rule"] for one in methods.cards()}
+    written = {name: text.split("* **Rule.** ", 1)[1] for name, text in cards().items()}
+    for name, rule in rules.items():
+        first = rule.split()[0]
+        if first != "a" and re.fullmatch(r"[A-Za-z](_\w)?", first):
+            assert written[name].replace("\\", "").startswith(first), name
+    assert written["greats"].startswith("k times") and written["adapt"].startswith("w\\_i = sigmoid")
+    assert written["selective_backprop"].startswith("p\\_i = (share")
+
+
+def cards():
+    """The sections of docs/METHODS.md by method."""
+    parts = re.split(r"\n## (\w+)\n", (ROOT / "docs" / "METHODS.md").read_text(encoding="utf-8"))
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
 def test_every_method_is_in_the_table_with_its_source(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     assert methods.main([]) == 0

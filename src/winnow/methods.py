@@ -154,7 +154,9 @@ def markdown() -> str:
         for heading in HEADINGS:
             if heading != "Knobs":
                 text = one.sections[heading]
-                lines.append(f"* **{heading}.** {_escaped(text[:1].upper() + text[1:])}")
+                # Words begin with a capital and symbols as they are: p_i is no preconditioner, k no Gram matrix.
+                word = re.match(r"(?:[a-z]{2,}|a)(?!\w)", text)
+                lines.append(f"* **{heading}.** {_escaped(text[:1].upper() + text[1:] if word else text)}")
                 continue
             lines.append("* **Knobs.**" + (" None." if one.sections["Knobs"] == "none." else ""))
             for knob, text in knobs(one.sections["Knobs"]):
