@@ -116,6 +116,15 @@ def test_another_method_takes_over_where_that_is_said_and_a_run_at_its_end_is_to
 
 
 @pytest.mark.usefixtures("here")
+def test_no_step_from_a_checkpoint_measures_the_checkpoint() -> None:
+    then = read("summary.json")
+    go("trainer.max_steps=0", f"ckpt_path={LAST}", "export=false", out="other")
+    now = read("summary.json", "other")
+    assert now["before"] == then["before"] and now["after"] == then["after"] != then["before"]
+    assert now["budget"]["steps"] == 2 and now["composition"] == then["composition"]
+
+
+@pytest.mark.usefixtures("here")
 def test_a_checkpoint_copied_alone_goes_on_and_says_what_is_missing(caplog: pytest.LogCaptureFixture) -> None:
     Path("alone").mkdir()
     shutil.copy(LAST, "alone/last.ckpt")

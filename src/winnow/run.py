@@ -344,10 +344,14 @@ def _measure(cfg: DictConfig, parts: Parts) -> dict[str, float]:
 
 
 def _fit(parts: Parts, ckpt_path: str | None) -> bool:
-    """Train; an interrupt comes out as one, and leaves the next one possible. Says whether there was anything to do."""
+    """Train; an interrupt comes out as one, and leaves the next one possible. Says whether the model has changed."""
     if parts.trainer.max_steps == 0 or parts.trainer.max_epochs == 0:
         log.warning("nothing to train (trainer.max_steps=0 or trainer.max_epochs=0): the model is measured as it is")
-        return False
+        if ckpt_path:
+            state = read_checkpoint(ckpt_path)
+            parts.module.load_state_dict(state["state_dict"], strict=False)  # frozen parameters are in none
+            parts.module.on_load_checkpoint(state)
+        return bool(ckpt_path)
     parts.module.train()  # transformers loads models for evaluation, without dropout, and Lightning keeps that
     parts.module.stop = parts.stop
     parts.stop.waits = True

@@ -338,11 +338,11 @@ class Scorer:
             )
         except TargetNotFinite as error:
             self.target.discard()
-            held = dict(self.model.named_parameters())
-            half = any(parameter.dtype == torch.float16 for parameter in held.values())
-            if half or not_finite(held.items()) is not None:  # no later batch will do better
-                raise TargetNotFinite(f"{error}: {likely_cause(held)}") from error
             if self.on_target_nan == "skip" or not self.target.stored:
+                held = dict(self.model.named_parameters())
+                half = any(parameter.dtype == torch.float16 for parameter in held.values())
+                if half or not_finite(held.items()) is not None:  # no later batch will do better
+                    raise TargetNotFinite(f"{error}: {likely_cause(held)}") from error
                 raise
             due, self.target_reused = False, True
             losses, products = self._pass(pool, None, None, needs, bend=bend, kept=self._kept)

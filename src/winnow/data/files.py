@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import to_absolute_path
-
 
 def read_json_lines(path: str | Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Objects of a JSON-lines file with their line numbers; blank lines are passed over.
@@ -26,7 +24,7 @@ def read_json_lines(path: str | Path, key: str) -> Iterator[tuple[int, dict[str,
         FileNotFoundError: there is no such file.
         ValueError: a line is not a JSON object, or the file is not UTF-8 text or not gzip.
     """
-    file_path = Path(to_absolute_path(str(Path(path).expanduser())))
+    file_path = Path(path).expanduser().absolute()
     if not file_path.is_file():
         raise FileNotFoundError(f"{key}: no file {file_path}")
     number = 0

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from hydra.utils import to_absolute_path
 
 from winnow.data.example import Corpus, Score
 from winnow.data.rows import Row, TargetRows, build_corpus, options
@@ -48,7 +47,7 @@ class HubSplit:
         Raises:
             ValueError: it does not exist, cannot be reached, or has no such split or configuration.
         """
-        folder = Path(to_absolute_path(str(Path(self.path).expanduser())))
+        folder = Path(self.path).expanduser().absolute()
         try:
             if any((folder / name).is_file() for name in SAVED):
                 return self._saved(folder)
