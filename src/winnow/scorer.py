@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -145,6 +146,7 @@ class Scorer:
         self._unsaid = bool(self._tied)
         self._kept: KeptFactors | None = None
         self._refusal: str | None = None
+        _watch(getattr(optimizer, "optimizer", optimizer), self)
 
     @property
     def target_loss(self) -> Float[Tensor, ""] | None:
@@ -479,3 +481,16 @@ class Scorer:
             )
         self.target.load_state_dict(state["target"])
         self._pass.tasks = int(state.get("tasks", 0))
+
+
+def _watch(optimizer: Any, scorer: Scorer) -> None:
+    """Have a scorer's factors know of its optimizer's steps, for as long as there is the scorer."""
+    watched = weakref.ref(scorer)
+
+    def stepped(*unused: Any) -> None:
+        found = watched()
+        if found is not None and found._kept is not None:
+            found._kept.stepped = True
+
+    if isinstance(optimizer, torch.optim.Optimizer):
+        optimizer.register_step_post_hook(stepped)

@@ -35,6 +35,8 @@ class KeptFactors:
         self.parameters = parameters
         self.valid: Bool[Tensor, " pool"] | None = None
         """Which candidates may be chosen, once that is known; None for all."""
+        self.stepped = False
+        """Whether the optimizer has made a step since: fused ones move parameters without a trace in them."""
         self._factors: dict[str, Factor] = {}
         self._pool = {key: pool[key] for key in KEYS}
         self._pool_stamps = _stamps(self._pool.values())
@@ -56,6 +58,10 @@ class KeptFactors:
         if changed or (pool is not None and not all(_same(pool.get(key), held) for key, held in self._pool.items())):
             what = "has changed since it was scored" if changed else "is not the one that was scored last"
             raise RuntimeError(f"the pool of this one-pass update {what}, whose gradients are held: {ANOTHER}")
+        if self.stepped:
+            raise RuntimeError(
+                f"the parameters have changed since the pool was scored, by an optimizer step: {ANOTHER}"
+            )
         for name, before, now in zip(self._named, self._stamps, _stamps(self._named.values()), strict=True):
             if before != now:
                 raise RuntimeError(f"parameter {name} has changed since the pool was scored: {ANOTHER}")
