@@ -244,6 +244,8 @@ def test_a_subset_is_taken_by_id_share_and_order() -> None:
         (["scoring.first_step=pool"], r"scoring\.first_step=pool takes P from every pool anew"),
         (["projection=64"], "projection=64 is of selectors"),
         (["ckpt_path=nowhere.ckpt"], r"ckpt_path=nowhere\.ckpt: no such file"),
+        (["trainer.precision=16-mixed"], r"trainer\.precision=16-mixed.*scaled gradients"),
+        (["seed=-1"], "seed must be a whole number from 0"),
         (["ckpt_path=base/config.json"], "cannot be read as a checkpoint"),
         (["+data.packing=true"], r"data\.packing joins documents"),
         (["data.subset=there.parquet"], "a stream is scored whole"),

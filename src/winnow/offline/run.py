@@ -19,12 +19,14 @@ from torch import Tensor
 
 from winnow.data import Corpus, Example, SelectionDataModule, collate, encode
 from winnow.data.encode import describe, pad_token_id
+from winnow.finite import check_precision
 from winnow.instantiate import BuildError, blaming, build, check_numbers, plain
 from winnow.losses import response_tokens
 from winnow.module import SelectionModule
 from winnow.offline.checkpoints import Checkpoint, read_checkpoints, warm_up
 from winnow.offline.files import Cost, beside, check_file, write_scores
 from winnow.offline.stream import ONCE, score_stream, stream_needs
+from winnow.options import check_options
 from winnow.provenance import anonymous, provenance
 from winnow.run import check, left_as_found
 from winnow.selectors.base import by_task
@@ -52,6 +54,8 @@ def run(cfg: DictConfig) -> Path:
     with left_as_found(), blaming(""):
         check(cfg)
         _check(cfg)
+        check_options(plain(cfg))
+        check_precision(cfg.trainer.get("precision"))
         file = Path(cfg.file).expanduser()
         check_file(file, cfg.overwrite)
         lightning.seed_everything(cfg.seed, workers=True, verbose=False)
