@@ -85,3 +85,27 @@ def test_oracle_refuses_a_stream_without_labels():
         choose(selector, pool)
     with pytest.raises(ValueError, match=r"signals\.meta"):
         selector(pool.signals(Needs()), torch.Generator())
+
+
+def test_oracle_refuses_a_stream_of_other_groups_before_training():
+    selector = selectors.Oracle()
+    with pytest.raises(ValueError, match=r"the stream has none of the groups .*'\\x1bbeta', 'alpha': name those"):
+        selector.check_groups(["alpha", "", "\x1bbeta"])
+    selector.check_groups(["", ""])
+    selector.check_groups(["alpha", "near"])
+
+
+@pytest.mark.parametrize("known", ["from the start", "once seen", "resumed"])
+def test_oracle_goes_on_where_the_groups_it_names_are_rare(known):
+    pool, selector = Pool.draw(6), selectors.Oracle(filter_size=2)
+    if known == "from the start":
+        selector.check_groups(["in", "far"])
+    else:
+        pool.meta["group"] = ["in", *["far"] * 5]
+        choose(selector, pool)
+    if known == "resumed":
+        state, selector = selector.state_dict(), selectors.Oracle(filter_size=2)
+        selector.load_state_dict(state)
+    pool.meta["group"] = ["far"] * 6
+    for _ in range(2 * PATIENCE):
+        assert len(choose(selector, pool)) == 2

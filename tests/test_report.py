@@ -285,3 +285,18 @@ def test_what_was_spent_before_training_is_shown_and_a_chosen_part_is_a_method_o
         "2,400 examples, 9,999 response tokens and 42 s (warm-up training 30 s, scoring 12 s)"
         in console.file.getvalue()
     )
+
+
+@pytest.mark.parametrize(("usable", "title"), [(True, "stream"), (False, "what could be chosen")])
+def test_kept_examples_are_compared_with_what_could_be_chosen_and_it_is_called_so(
+    tmp_path: Path, usable: bool, title: str
+) -> None:
+    folder = make(tmp_path / "run", "random", 0)
+    ledger = Ledger(folder)
+    meta = {"id": list("ab"), "source": ["s1"] * 2, "group": ["in", "far"], "noise": [""] * 2}
+    valid = torch.tensor([True, usable])
+    ledger.append(0, meta, torch.ones(2), None, Selection.of(torch.tensor([0])), valid=valid)
+    ledger.close()
+    out = io.StringIO()
+    print_comparison(compare([load(folder)]), Console(file=out, width=200))
+    assert re.search(rf"│ {title} +│", out.getvalue())

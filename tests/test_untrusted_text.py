@@ -13,7 +13,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from tests import runs
+from winnow import methods
+from winnow.data.example import Example
 from winnow.data.jsonl import jsonl_corpus
+from winnow.data.scoring import scorer_for
+from winnow.data.text import TextPassages
 from winnow.ledger import Ledger, composition, main, print_ledger, summarise
 from winnow.report.plot import _draw_composition
 from winnow.report.summary import print_summary
@@ -83,7 +87,7 @@ def test_closing_table_ledger_and_plot_survive_hostile_names(
         ("examples_seen", "examples_trained", "tokens_seen", "tokens_trained", "examples_excluded", "steps"), 1
     ) | {"examples_truncated": 0, "seconds": 1.0, "seconds_selecting": 0.5}
     measured = {"after": {"t [/x]/nll": 1.0}, "before": {"t [/x]/nll": 2.0}}
-    summary = {"name": "run", "seed": 0, "budget": budget, "seconds": 1.0, "composition": found, **measured}
+    summary = {"name": "run\x9b", "seed": 0, "budget": budget, "seconds": 1.0, "composition": found, **measured}
     closing = printed(lambda console: print_summary(summary, tmp_path, console))
     table = printed(lambda console: print_ledger(summarise(tmp_path), console))
     for text in (closing, table):
@@ -92,7 +96,7 @@ def test_closing_table_ledger_and_plot_survive_hostile_names(
     assert main([str(tmp_path)]) == 0 and "wiki[red]" in capsys.readouterr().out
     figure = Figure()
     shares = {name: 1 / len(names) for name in names}
-    _draw_composition(figure.subplots(), {"stream": shares})
+    _draw_composition(figure.subplots(), {"stream": shares, **dict.fromkeys(HOSTILE, shares)})
     figure.savefig(tmp_path / "plot.png")  # mathtext, a glyph that is missing or a hidden label would raise or warn
     assert plotted("_hidden") == " _hidden" and plotted("$x$") == r"\$x\$"
 
@@ -121,6 +125,10 @@ GOOD = {"prompt": "What is 1?", "response": "1"}
             '{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "y"}]}',
             "line 2: the (prompt|messages) holds half",
         ),
+        (
+            '{"messages": [{"role": "\\ud800", "content": "x"}, {"role": "assistant", "content": "y"}]}',
+            "line 2: the messages holds half",
+        ),
         ("[" * 100_000 + "]" * 100_000, "line 2: JSON nested too deep"),
         ('{"prompt": "x", "response": "y", "id": ' + "9" * 5000 + "}", "line 2: Exceeds the limit"),
     ],
@@ -128,6 +136,25 @@ GOOD = {"prompt": "What is 1?", "response": "1"}
 def test_a_row_that_no_tokenizer_takes_is_refused_by_line(line: str, words: str) -> None:
     with pytest.raises(ValueError, match=f"stream.jsonl, {words}"):
         files([GOOD, line])
+
+
+def test_text_for_pre_training_that_no_tokenizer_takes_is_refused_by_line() -> None:
+    lines = [json.dumps({"text": "word " * 10}), '{"text": "x\\ud800"}']
+    Path("text.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=r"text.jsonl, line 2: the text holds half of a surrogate pair"):
+        TextPassages(["text.jsonl"], characters=20)
+
+
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        ([{"\x1b[2Jprompt": "x"}], "the record has `␛.2Jprompt`"),
+        ([{"prompt": "Is 1 odd", "response": "x", "id": "\x9b2J"}], r"also in .*\(\\x9b2J\)"),
+    ],
+)
+def test_a_refusal_shows_text_from_data_as_it_stands(stream: list[Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        files(stream)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +184,20 @@ def test_a_scorer_that_cannot_be_right_is_refused_by_key(caplog: pytest.LogCaptu
     assert "final_number gives zero to 3 of 4 references" in caplog.text
 
 
+def test_a_scorer_of_ones_own_is_asked_until_a_reference_is_right() -> None:
+    asked: list[str] = []
+    rows = [Example(str(at), "s", "p", "yes") for at in range(9)]
+
+    def judge(text: str, example: Example) -> float:
+        asked.append(example.id)
+        return float(example.id == "2")
+
+    assert scorer_for(judge, rows, "data.corpus.targets.t") is judge
+    assert set(asked) == {"0", "1", "2"}
+    with pytest.raises(ValueError, match=r"targets\.t\.score: .* gives zero to all 9 references"):
+        scorer_for(lambda text, example: 0.0, rows, "data.corpus.targets.t")
+
+
 def test_what_can_never_be_chosen_or_matched_is_said_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
     long = [runs.Example(f"long-{at}", "long", "word " * 200, "yes") for at in range(8)]
     world = runs.corpus(size=24)
@@ -171,6 +212,11 @@ def test_what_can_never_be_chosen_or_matched_is_said_at_the_start(caplog: pytest
     world.stream.size = 8  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"data\.max_length=64 leaves no response token in any of 8 examples"):
         runs.datamodule(corpus=world)
+
+
+def test_an_unknown_method_is_named_as_it_was_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert methods.main(["[/x]\x9b"]) == 2
+    assert "there is no method [/x]\\x9b" in capsys.readouterr().err
 
 
 def test_composition_is_of_what_could_be_chosen(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from winnow import selectors
+from winnow.shown import shown
 from winnow.signals import Needs
 
 HEADINGS = ("Needs", "Cost", "Rule", "Knobs", "Source", "Departures")
@@ -205,7 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = {one.name: one for one in cards()}
     if options.method is not None:
         if options.method not in found:
-            Console(stderr=True).print(f"there is no method {options.method}; methods: {', '.join(found)}", style="red")
+            text = f"there is no method {shown(options.method)}; methods: {', '.join(found)}"
+            Console(stderr=True).print(text, style="red", markup=False, soft_wrap=True)
             return 2
         one = found[options.method]
         console.print(f"{one.name}: {one.summary}", highlight=False, markup=False)

@@ -28,6 +28,7 @@ from winnow.allocator import keep_freed_memory
 from winnow.callbacks import AtomicCheckpointIO, Records
 from winnow.checkpoint import check_fits, read_checkpoint
 from winnow.data import Corpus, SelectionDataModule
+from winnow.data.reach import groups
 from winnow.evaluation import evaluate
 from winnow.finite import check_precision
 from winnow.folder import changes, claim, earlier_job, occupied
@@ -220,6 +221,8 @@ def _assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
         check_filter_size(selector.filter_size, parts.data.steps.pool_size)
     if parts.data.steps.turns is not None and len(parts.corpus.targets) > 1:
         _check_turns(cfg, selector.needs.per_task)
+    if hasattr(selector, "check_groups"):
+        selector.check_groups(*groups(parts.corpus.stream, cfg.seed))
     if hasattr(selector, "check_stream"):
         endless = int(cfg.trainer.max_epochs or -1) == -1
         steps = int(cfg.trainer.max_steps) if endless and int(cfg.trainer.max_steps) > 0 else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from winnow.shown import shown
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -39,6 +41,6 @@ def read_table(path: str, key: str, columns: tuple[str, ...]) -> pd.DataFrame:
     except (ValueError, OSError) as error:
         raise ValueError(f"{key}={path} cannot be read as {file_path.suffix}: {str(error).splitlines()[0]}") from error
     if not set(columns) <= set(table.columns):
-        held = ", ".join(map(str, table.columns))
+        held = ", ".join(map(shown, table.columns))
         raise ValueError(f"{key}={path} needs columns {' and '.join(columns)}; it has {held}")
     return table.assign(id=table["id"].astype(str)) if "id" in columns else table

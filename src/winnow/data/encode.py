@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from winnow.data.example import Example
 from winnow.losses import IGNORE
+from winnow.shown import shown
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ def _render(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, 
         whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
     except TemplateError as error:
         raise ValueError(
-            f"example {example.id}: the tokenizer's chat template refuses its turns "
-            f"({', '.join(turn['role'] for turn in turns)}): {error}"
+            f"example {shown(example.id)}: the tokenizer's chat template refuses its turns "
+            f"({', '.join(shown(turn['role']) for turn in turns)}): {shown(error)}"
         ) from error
     if whole.startswith(prompt):
         completion = whole[len(prompt) :]

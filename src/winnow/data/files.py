@@ -40,6 +40,26 @@ def read_json_lines(path: str | Path, key: str) -> Iterator[tuple[int, dict[str,
         raise ValueError(f"{file_path}, after line {number}: not a whole gzip file ({error}) ({key})") from error
 
 
+def check_text(text: str, name: str, where: str) -> None:
+    """Refuse what no tokenizer and no file takes: half of a surrogate pair, which JSON can spell.
+
+    Args:
+        text: the text.
+        name: what it is of the record, for messages.
+        where: where the record stands, for messages.
+
+    Raises:
+        ValueError: there is one; names the record, the place in the text and the fix.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: the {name} holds half of a surrogate pair ({text[error.start]!a} at character "
+            f"{error.start}), which is no text: repair or remove the record"
+        ) from None
+
+
 def _parse(text: str, path: Path, number: int) -> dict[str, Any]:
     try:
         value = json.loads(text)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from winnow.data.example import Example, Target
 from winnow.data.splits import normalise
+from winnow.shown import shown
 
 SHOWN = 5
 
@@ -69,9 +70,9 @@ def _without(
         return kept
     if on_overlap == "error":
         ids = [example.id for example in examples if _content(example) in found]
-        shown = ", ".join(ids[:SHOWN]) + (", ..." if count > SHOWN else "")
+        some = ", ".join(shown(one) for one in ids[:SHOWN]) + (", ..." if count > SHOWN else "")
         raise ValueError(
-            f"{count} of {len(examples)} prompts of {key} are also in {other} ({shown}): remove them, "
+            f"{count} of {len(examples)} prompts of {key} are also in {other} ({some}): remove them, "
             "or have them left out and counted with data.corpus.on_overlap=drop"
         )
     if not kept:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from winnow.data.encode import encode
 from winnow.data.example import Stream, Target
+from winnow.data.rows import Listed
 from winnow.losses import IGNORE
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,7 @@ def check_stream_fits(stream: Stream, tokenizer: PreTrainedTokenizerBase, max_le
         ValueError: that is all of it.
     """
     size = stream.size
-    if size is None or size <= SAMPLE:
-        places = list(range(SAMPLE if size is None else size))
-    else:
-        places = sorted(np.random.default_rng(seed).choice(size, SAMPLE, replace=False).tolist())
+    places = _places(size, seed)
     seen: Counter[str] = Counter()
     lost: Counter[str] = Counter()
     for place in places:
@@ -62,6 +60,28 @@ def check_stream_fits(stream: Stream, tokenizer: PreTrainedTokenizerBase, max_le
             max_length, total, looked, 100 * total / len(places), worst,
         )  # fmt: skip
     return total / len(places)
+
+
+def groups(stream: Stream, seed: int = 0) -> tuple[set[str], bool]:
+    """Hidden labels ``group`` of a stream.
+
+    Args:
+        stream: the candidates; all of a listed one, else the same sample as :func:`check_stream_fits`.
+        seed: of the sample.
+
+    Returns:
+        Those found, and whether the whole stream was looked at.
+    """
+    listed = isinstance(stream, Listed)
+    examples = stream.examples if isinstance(stream, Listed) else (stream[at] for at in _places(stream.size, seed))
+    whole = listed or (stream.size is not None and stream.size <= SAMPLE)
+    return {example.labels.get("group", "") for example in examples} - {""}, whole
+
+
+def _places(size: int | None, seed: int) -> list[int]:
+    if size is None or size <= SAMPLE:
+        return list(range(SAMPLE if size is None else size))
+    return sorted(np.random.default_rng(seed).choice(size, SAMPLE, replace=False).tolist())
 
 
 def check_references_fit(targets: Sequence[Target], tokenizer: PreTrainedTokenizerBase) -> None:

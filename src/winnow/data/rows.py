@@ -10,8 +10,10 @@ from inspect import signature
 from typing import Any, TypeVar
 
 from winnow.data.example import Corpus, Example, Score, Target
+from winnow.data.files import check_text
 from winnow.data.overlap import check_disjoint
 from winnow.data.scoring import scorer_for
+from winnow.shown import shown
 
 LABELS = ("group", "noise")
 T = TypeVar("T")
@@ -137,7 +139,7 @@ def _default(value: Any, default: str) -> Any:
 
 
 def _missing(row: Row, name: str, role: str) -> str:
-    known = ", ".join(f"`{key}`" for key in row.fields) or "none"
+    known = ", ".join(f"`{shown(key)}`" for key in row.fields) or "none"
     return (
         f"{row.where}: field `{name}` is missing or null (the record has {known}); "
         f"name the field that holds the {role} in data.corpus.fields.{role}, or give `messages`"
@@ -165,18 +167,12 @@ def _turns(messages: Any, row: Row, name: str) -> tuple[dict[str, str], ...]:
 
 
 def _check_text(example: Example, row: Row) -> None:
-    """Refuse what no tokenizer and no file takes: half of a surrogate pair, which JSON can spell."""
-    turns = [turn["content"] for turn in example.messages or ()]
     texts = {"prompt": example.prompt, "response": example.response, "id": example.id, "source": example.source}
-    texts |= {"answer": example.answer or "", **example.labels, "messages": "".join(turns)}
+    texts |= {"answer": example.answer or "", **example.labels}
+    # Roles reach the tokenizer, too: a chat template writes them.
+    texts["messages"] = "".join(turn["role"] + turn["content"] for turn in example.messages or ())
     for name, text in texts.items():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{row.where}: the {name} holds half of a surrogate pair ({text[error.start]!a} at character "
-                f"{error.start}), which is no text: repair or remove the record"
-            ) from None
+        check_text(text, name, row.where)
 
 
 class Listed:

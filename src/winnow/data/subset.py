@@ -8,6 +8,7 @@ import pandas as pd
 
 from winnow.data.example import Example, Stream
 from winnow.data.rows import Listed
+from winnow.shown import shown
 from winnow.tables import read_table
 
 ORDERS = ("highest", "lowest")
@@ -42,13 +43,12 @@ def restrict(
     table = read_table(subset, "data.subset", ("id",))
     twice = table["id"].duplicated()
     if twice.any():
-        raise ValueError(
-            f"data.subset={subset} has {int(twice.sum())} ids more than once ({', '.join(table['id'][twice][:SHOWN])})"
-        )
+        some = ", ".join(map(shown, table["id"][twice][:SHOWN]))
+        raise ValueError(f"data.subset={subset} has {int(twice.sum())} ids more than once ({some})")
     if by not in table.columns and (size is not None or by != DEFAULT_BY):
         raise ValueError(
             f"data.subset={subset} has no column {by} to rank by; set data.subset_by to one of "
-            f"{', '.join(str(name) for name in table.columns if name != 'id')}"
+            f"{', '.join(shown(name) for name in table.columns if name != 'id')}"
         )
     if size is not None:
         table = _best(table, subset, size, by, order)
@@ -71,7 +71,7 @@ def restrict(
         )
         raise ValueError(
             f"{len(left)} of the {len(table)} ids of data.subset={subset} are not in the stream "
-            f"({', '.join(left[:SHOWN])}){endless}"
+            f"({', '.join(map(shown, left[:SHOWN]))}){endless}"
         )
     ordered: Sequence[tuple[int, Example]] = sorted(found.values(), key=lambda pair: pair[0])
     return Listed([example for _, example in ordered])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from winnow.data.example import Example
-from winnow.data.files import read_json_lines
+from winnow.data.files import check_text, read_json_lines
 
 
 class TextPassages:
@@ -19,7 +19,7 @@ class TextPassages:
         characters: length of a passage before it is cut back to whole words.
 
     Raises:
-        ValueError: a row has no ``text``, or there is no text at all.
+        ValueError: a row has no ``text`` or one that no tokenizer takes, or there is no text at all.
     """
 
     def __init__(self, paths: Sequence[str], seed: int = 0, characters: int = 900) -> None:
@@ -29,6 +29,7 @@ class TextPassages:
             for number, row in read_json_lines(path, "data.corpus.text"):
                 if not isinstance(row.get("text"), str):
                     raise ValueError(f"{path}, line {number}: no field `text` with text in it (data.corpus.text)")
+                check_text(row["text"], "text", f"{path}, line {number}")
                 documents.append(row["text"])
         self.documents = [text for text in documents if len(text) > characters]
         if not self.documents:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from winnow.report.compare import Comparison
-from winnow.report.composition import Composition, labelled, ordered, shares
+from winnow.report.composition import Composition, all_usable, labelled, ordered, shares
 from winnow.report.load import Run
 from winnow.shown import plotted
 
@@ -111,7 +111,8 @@ def _compositions(comparison: Comparison) -> dict[str, dict[str, float]]:
         return {}
     bars = {name: _pooled(found, "kept") for name, found in methods.items()}
     stream = _pooled([one for found in methods.values() for one in found], "usable")
-    return {"stream": stream, **bars}
+    whole = all(all_usable(one) for found in methods.values() for one in found)
+    return {"stream" if whole else "could be chosen": stream, **bars}
 
 
 def _pooled(compositions: Sequence[Composition], count: str) -> dict[str, float]:
@@ -157,10 +158,10 @@ def _draw_composition(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> No
                     bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0},
                 )
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(places, [name.replace(" ", "\n") for name in bars])
+    axes.set_yticks(places, [plotted(name.replace(" ", "\n")) for name in bars])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("share of examples")
-    axes.set_title("What was offered (stream) and what was kept", loc="left")
+    axes.set_title("What was offered and what was kept", loc="left")
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.45, -0.16), fontsize=8.5)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from winnow.report.composition import CLEAN, SPOILT, all_usable, labelled, ordered, shares
-from winnow.shown import PlainTable
+from winnow.shown import PlainTable, shown
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console | N
         console: where to print; a new one if omitted.
     """
     console = console or Console()
-    console.print(f"\n{summary['name']}, seed {summary['seed']}", highlight=False, markup=False)
+    console.print(f"\n{shown(summary['name'])}, seed {summary['seed']}", highlight=False, markup=False)
     table = _table("target, on its test split", "before", "after")
     for name, after in summary["after"].items():
         before = summary["before"].get(name)

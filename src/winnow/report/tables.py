@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from winnow.report.compare import Comparison, figures
-from winnow.report.composition import labelled, ordered, shares
+from winnow.report.composition import all_usable, labelled, ordered, shares
 from winnow.report.load import Run
 from winnow.report.summary import nats, percent
 from winnow.shown import PlainTable, shown
@@ -199,7 +199,9 @@ def _compositions(comparison: Comparison) -> Table | None:
     streams: dict[tuple[tuple[str, float], ...], None] = {}
     for runs in comparison.methods.values():
         streams.update({tuple(shares(run.composition, "usable").items()): None for run in runs if run.composition})
-    title = "stream" if len(streams) == 1 else "stream, one of its seeds"
+    whole = all(all_usable(run.composition) for runs in comparison.methods.values() for run in runs if run.composition)
+    title = "stream" if whole else "what could be chosen"
+    title = title if len(streams) == 1 else f"{title}, one of its seeds"
     rows.insert(0, (title, dict(next(iter(streams)))))
     names = ordered(name for _, row in rows for name in row)
     known = labelled(names)

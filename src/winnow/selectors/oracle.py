@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +13,8 @@ from winnow.filters import top
 from winnow.selection import Selection
 from winnow.selectors.base import candidates, check_filter_size, facts, keep, source_of_chance
 from winnow.signals import Needs, Signals
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 10
 """Pools in a row without any label after which the stream has none."""
@@ -36,6 +40,7 @@ class Oracle:
     groups: tuple[str, ...] | list[str] = ("in", "near")
     unlabelled: int = field(default=0, init=False, repr=False)
     strange: int = field(default=0, init=False, repr=False)
+    named: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_filter_size(self.filter_size)
@@ -56,7 +61,7 @@ class Oracle:
             Candidates with weight one. Diagnostics: ``clean``, share of the kept without noise.
 
         Raises:
-            ValueError: the stream has no labels, or none of the groups.
+            ValueError: the stream has no labels.
         """
         source = source_of_chance(generator, "Oracle")
         groups, noise = facts(signals, "group"), facts(signals, "noise")
@@ -67,12 +72,11 @@ class Oracle:
                 "nothing else: use a stream that has them (data=tasks), or another baseline"
             )
         known = {group for group in groups if group}
-        self.strange = self.strange + 1 if known and not known & set(self.groups) else 0
-        if self.strange >= PATIENCE:
-            raise ValueError(
-                f"{self.strange} pools in a row have none of the groups that selector.groups={list(self.groups)} "
-                f"names; this stream's are {', '.join(sorted(known))}: name those, the nearest to the target first"
-            )
+        # A group that the stream has may be rare: once one was seen, pools without any are no fault.
+        self.named = self.named or bool(known & set(self.groups))
+        self.strange = self.strange + 1 if known and not self.named else 0
+        if self.strange == PATIENCE:
+            log.warning("%s", self._none_of(f"the first {self.strange} pools have", known))
         usable = candidates(signals, self.filter_size)
         places = {name: place for place, name in enumerate(self.groups)}
         merit = torch.tensor(
@@ -84,9 +88,33 @@ class Oracle:
         clean = sum(not noise[at] for at in chosen.tolist()) / max(len(chosen), 1)
         return keep(signals, chosen, clean=clean, short=float(len(usable) < self.filter_size))
 
+    def check_groups(self, groups: Iterable[str], whole: bool = True) -> None:
+        """Compare the groups named with those of the stream, before training.
+
+        Args:
+            groups: labels of the stream, or of a sample of it; empty ones are none.
+            whole: whether they are of the whole stream; a sample may miss a rare group, and is only warned of.
+
+        Raises:
+            ValueError: the whole stream has groups, and none of those named.
+        """
+        known = {group for group in groups if group}
+        self.named = bool(known & set(self.groups))
+        if not known or self.named:
+            return
+        if whole:
+            raise ValueError(self._none_of("the stream has", known))
+        log.warning("%s", self._none_of("a sample of the stream has", known))
+
+    def _none_of(self, who: str, known: set[str]) -> str:
+        return (
+            f"{who} none of the groups that selector.groups={list(self.groups)} names, but "
+            f"{', '.join(map(repr, sorted(known)))}: name those, the nearest to the target first"
+        )
+
     def state_dict(self) -> dict[str, Any]:
-        """Pools in a row without labels, and with none of the groups named."""
-        return {"unlabelled": self.unlabelled, "strange": self.strange}
+        """Pools in a row without labels, and with none of the groups named; whether one of them was seen."""
+        return {"unlabelled": self.unlabelled, "strange": self.strange, "named": self.named}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the count.
@@ -95,3 +123,4 @@ class Oracle:
             state: what :meth:`state_dict` gave.
         """
         self.unlabelled, self.strange = int(state["unlabelled"]), int(state.get("strange", 0))
+        self.named = self.named or bool(state.get("named", False))
