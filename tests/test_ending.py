@@ -37,6 +37,14 @@ class Signal(Callback):
             os.kill(os.getpid(), getattr(signal, self.name))
 
 
+class FailMeasuring(Callback):
+    """An error in the middle of a measurement of the target."""
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, *unused: Any) -> None:
+        if pl_module.budget.steps == 4:
+            raise ZeroDivisionError("by the test")
+
+
 class Fail(Callback):
     """An error between two pools."""
 
@@ -61,6 +69,26 @@ def assert_same(one: str, other: str) -> None:
     tables = [pd.read_csv(f"{out}/metrics.csv") for out in (one, other)]
     pd.testing.assert_frame_equal(*(table.loc[:, ~table.columns.str.startswith(times)] for table in tables))
     assert read("summary.json", one)["after"] == read("summary.json", other)["after"]
+
+
+def test_an_error_while_measuring_loses_no_measurement() -> None:
+    save_base()
+    go("trainer.max_steps=6", "callbacks.last.every=3", out="straight")
+    with pytest.raises(ZeroDivisionError):
+        go("trainer.max_steps=6", "callbacks.last.every=3", f"+callbacks.end={{_target_: {__name__}.FailMeasuring}}")
+    assert torch.load("out/checkpoints/last.ckpt", weights_only=True)["winnow"]["budget"]["steps"] == 3
+    go("trainer.max_steps=6", "callbacks.last.every=3", "ckpt_path=out/checkpoints/last.ckpt")
+    assert_same("out", "straight")
+
+
+def test_a_save_that_fails_does_not_hide_the_error_that_came_first(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_base()
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", full)
+    with pytest.raises(ZeroDivisionError):
+        go(*LONG, "callbacks.best=null", f"+callbacks.end={{_target_: {__name__}.Fail, pool: 3}}")
+    assert "last.ckpt could not be written" in caplog.text and "by the test" in read("status.json")["error"]
 
 
 LONG = ("trainer.max_steps=6", "callbacks.last.every=50")

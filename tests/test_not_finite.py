@@ -86,7 +86,7 @@ def test_damaged_or_half_precision_weights_are_refused_before_the_first_pool() -
         ("trainer.precision=16-mixed", r"trainer\.precision=16-mixed.*scaled gradients.*bf16-mixed"),
         ("trainer.precision=16", r"trainer\.precision=16.*scaled gradients"),
         ("model.dtype=float16", r"model\.dtype=float16"),
-        ("clip_norm=nan", "clip_norm must be a number > 0 and finite"),
+        ("clip_norm=nan", "clip_norm must be a number or null, got nan"),
         ("clip_norm=inf", "clip_norm must be a number > 0 and finite"),
         ("optimizer.lr=inf", "the learning rate is inf"),
         ("scheduler.num_warmup_steps=-3", r"scheduler\.num_warmup_steps must be .*>= 0, got -3"),

@@ -49,6 +49,24 @@ from winnow.signals import Signals
         ("selector.filter_size=true", r"selector\.filter_size must be a whole number, got True"),
         ("model.path=empty", r"model\.path=empty: the folder holds no model \(config\.json\) and no adapter"),
         ("name=a/b", "name=a/b is part of the path"),
+        ("model.trust_remote_code=no", r"model\.trust_remote_code must be true or false, got 'no'"),
+        ("model.local_files_only=off", r"model\.local_files_only must be true or false"),
+        ("export='false'", "export must be true or false, got 'false'"),
+        ("record_tasks=no", "record_tasks must be true or false"),
+        ("scoring.verify=no", r"scoring\.verify must be true or false"),
+        ("scoring.pack=null", r"scoring\.pack must be true or false, got None"),
+        ("callbacks.records.ledger=off", r"callbacks\.records\.ledger must be true or false"),
+        ("trainer.enable_progress_bar=no", r"trainer\.enable_progress_bar must be true or false"),
+        ("scoring.pool_micro_batch=2.0", r"scoring\.pool_micro_batch must be a whole number or null, got 2\.0"),
+        ("data.target_batch_size=1e30", r"data\.target_batch_size must be a whole number"),
+        ("data.corpus.noise.wrong=nan", r"data\.corpus\.noise rates must be >= 0"),
+        ("data.corpus.targets.chains=nan", "must be > 0"),
+        ("data.corpus.mixture.chains.weight=null", r"data\.corpus\.mixture\.chains\.weight must be a number, got None"),
+        ("optimizer.weight_decay=nan", r"optimizer\.weight_decay must be a number, got nan"),
+        ("+data.val_limit=-3", r"data\.val_limit must be at least 1"),
+        ("scoring.reduction=avg", r"scoring\.reduction.*got 'avg'"),
+        ("trainer.check_val_every_n_epoch=0", r"trainer\.check_val_every_n_epoch must be"),
+        ("+trainer.strategy=ddp_spawn", r"trainer\.strategy=ddp_spawn is for several processes"),
     ],
 )
 def test_an_option_out_of_range_is_refused_before_anything_is_measured(option: str, words: str) -> None:
@@ -71,6 +89,11 @@ def test_a_name_that_leaves_its_folder_is_refused_before_hydra_makes_it(name: st
     assert "the name of one folder" in check([f"name={name}"], CONF, "train")[0]
     assert "the name of one folder" in check(["-m", f"name=good,{name}"], CONF, "train")[0]
     assert not check(["name=my.run-1"], CONF, "train")
+
+
+def test_a_name_is_looked_at_as_it_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVIL", "../../evil")
+    assert "name=../../evil is part of the path" in check(["name='${oc.env:EVIL}'"], CONF, "train")[0]
 
 
 def test_more_target_rows_than_there_are_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,13 @@ class _Composition:
         simple = [alternative for override in parsed for alternative in self._alternatives(override)[:1]]
         failed = self._compose(simple)
         if isinstance(failed, DictConfig):
+            name = None
+            with suppress(Exception):  # the default one is Hydra's to resolve
+                name = failed.name
+            try:
+                check_name(name)
+            except ValueError as error:
+                return [str(error)]
             return self._swept(failed, parsed, simple, ran)
         return self._blame(parsed) or [str(failed)]
 

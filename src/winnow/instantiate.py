@@ -66,12 +66,7 @@ def build(node: Any, **extra: Any) -> Any:
     """
     key = str(node._get_full_key(None))
     with blaming(key):
-        target = node.get("_target_")
-        if isinstance(target, str):
-            with suppress(Exception):  # instantiate says what is wrong with a target
-                target = hydra.utils.get_object(target)
-        if callable(target):
-            check_numbers(target, node, key)
+        _check_nested(node, key)
         built = hydra.utils.instantiate(node, _convert_="all", **extra)
     if not isinstance(built, partial):
         return built
@@ -84,8 +79,24 @@ def build(node: Any, **extra: Any) -> Any:
     return complete
 
 
+def _check_nested(node: Any, key: str) -> None:
+    """Hold a node's arguments, and those of every node within it, to the signatures of their targets."""
+    target = node.get("_target_")
+    if isinstance(target, str):
+        with suppress(Exception):  # instantiate says what is wrong with a target
+            target = hydra.utils.get_object(target)
+    if callable(target):
+        check_numbers(target, node, key)
+    for name in node:
+        child = None if OmegaConf.is_missing(node, name) else node[name]
+        if isinstance(child, DictConfig) and not child._is_none():
+            _check_nested(child, f"{key}.{name}" if key else str(name))
+
+
 def check_numbers(target: Callable[..., Any], values: Mapping[str, Any], key: str = "") -> None:
-    """Refuse text, truth values, null and a fraction for a whole number, by what a target's signature says.
+    """Refuse what is no number where one is meant, and no truth value where one is meant, by a target's signature.
+
+    Text is true whatever it says: ``no``, ``off`` and a quoted ``false`` would switch things on.
 
     Args:
         target: what is to be called.
@@ -93,7 +104,7 @@ def check_numbers(target: Callable[..., Any], values: Mapping[str, Any], key: st
         key: config key of the group they are in; empty for the top.
 
     Raises:
-        ValueError: an argument that is to be a number is none; names its config key.
+        ValueError: an argument is of another kind than its annotation, or NaN; names its config key.
     """
     try:
         parameters = inspect.signature(target).parameters
@@ -102,15 +113,21 @@ def check_numbers(target: Callable[..., Any], values: Mapping[str, Any], key: st
     for name in parameters.keys() & values.keys():
         annotation = inspect.formatannotation(parameters[name].annotation)
         kinds = set(re.findall(r"[\w.]+", annotation))
-        if not kinds & {"int", "float"} or not kinds <= NUMBERS:
+        either = "bool" in kinds and kinds <= {"bool", *NULL}
+        if not either and (not kinds & {"int", "float"} or not kinds <= NUMBERS):
             continue
         value = values[name]
-        fraction = isinstance(value, float) and "float" not in kinds and not value.is_integer()
-        truth = isinstance(value, bool) and "bool" not in kinds
-        # Others may annotate None away and take it all the same.
-        empty = value is None and not kinds & NULL and str(getattr(target, "__module__", "")).startswith("winnow")
-        if isinstance(value, str) or fraction or truth or empty:
-            what = ("a number" if "float" in kinds else "a whole number") + (" or null" if kinds & NULL else "")
+        if value is None:
+            # Others may annotate None away and take it all the same.
+            wrong = not kinds & NULL and str(getattr(target, "__module__", "")).startswith("winnow")
+        elif either:
+            wrong = not isinstance(value, bool)
+        else:
+            fraction = isinstance(value, float) and ("float" not in kinds or value != value)
+            wrong = isinstance(value, str | bool) or fraction
+        if wrong:
+            what = "true or false" if either else "a number" if "float" in kinds else "a whole number"
+            what += " or null" if kinds & NULL else ""
             raise ValueError(f"{key}{'.' if key else ''}{name} must be {what}, got {value!r}")
 
 

@@ -36,12 +36,23 @@ def check_options(options: Mapping[str, Any]) -> None:
     seed = options.get("seed", 0)
     if not _whole(seed) or not 0 <= seed < SEEDS:
         raise ValueError(f"seed must be a whole number from 0 to {SEEDS - 1}, got {seed!r}")
+    if not isinstance(options.get("export", True), bool):
+        raise ValueError(f"export must be true or false, got {options['export']!r}")
     if options.get("reduction", "mean") not in ("mean", "sum"):
         raise ValueError(f"reduction must be mean or sum, got {options['reduction']!r}")
     trainer = options.get("trainer") or {}
     for key, (harmless, remedy) in REPLACED.items():
         if key in trainer and trainer[key] not in harmless:
             raise ValueError(f"trainer.{key}={trainer[key]} is of Lightning's own loop, which is not used: {remedy}")
+    strategy = trainer.get("strategy")
+    if isinstance(strategy, str) and strategy not in ("auto", "single_device"):
+        raise ValueError(
+            f"trainer.strategy={strategy} is for several processes, and one is what there is: leave it out, and run "
+            "several jobs with -m and a launcher"
+        )
+    every = trainer.get("check_val_every_n_epoch")
+    if every is not None and not (_whole(every) and every > 0):
+        raise ValueError(f"trainer.check_val_every_n_epoch must be a whole number >= 1, or null, got {every!r}")
     for key in ("max_steps", "max_epochs"):
         value = trainer.get(key)
         if value is not None and not (_whole(value) and value >= -1):

@@ -89,6 +89,7 @@ def load_reference(reference: str, model: nn.Module) -> ReferenceModel | Referen
         A function of pool, ids and reduction.
 
     Raises:
+        FileNotFoundError: there is no such model.
         ValueError: the file lacks a column or has two losses for an id, or the vocabularies differ.
     """
     if Path(reference).suffix in TABLES:
@@ -96,7 +97,10 @@ def load_reference(reference: str, model: nn.Module) -> ReferenceModel | Referen
     from winnow.models.loading import load  # only here is a model loaded by the scorer
 
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    other: Any = load(reference, dtype=dtype).model
+    try:
+        other: Any = load(reference, dtype=dtype).model
+    except FileNotFoundError as error:
+        raise FileNotFoundError(str(error).replace("model.path", "scoring.reference")) from error
     sizes = [module.get_input_embeddings().num_embeddings for module in (model, other)]  # type: ignore[operator]
     if sizes[0] != sizes[1]:
         raise ValueError(

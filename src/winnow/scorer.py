@@ -110,6 +110,8 @@ class Scorer:
     ) -> None:
         if on_target_nan not in ("skip", "reuse"):
             raise ValueError(f"on_target_nan must be 'skip' or 'reuse' (scoring.on_target_nan), got {on_target_nan!r}")
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum' (scoring.reduction), got {reduction!r}")
         if update not in ("one_pass", "two_pass", "auto"):
             raise ValueError(f"update must be 'one_pass', 'two_pass' or 'auto' (scoring.update), got {update!r}")
         if pool_micro_batch is not None and update == "one_pass":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from winnow.checkpoint import DIGEST, digest
+from winnow.finite import NotFinite
 from winnow.provenance import replacing
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -70,16 +74,19 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer, pl_module)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Save what was reached, if no pool was left half done and the save itself is not what failed."""
+        """Save what was reached, where that is whole and good, and the disk is not what failed.
+
+        Not in the middle of a measurement, which would not be made again.
+        """
         done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        if (
-            pl_module.resumable
-            and done
-            and self._saved != pl_module.budget.steps
-            and not isinstance(exception, OSError)
-        ):
-            _rewind(trainer)
+        spoilt = isinstance(exception, OSError | NotFinite) or trainer.validating or not pl_module.resumable
+        if spoilt or not done or self._saved == pl_module.budget.steps:
+            return
+        _rewind(trainer)
+        try:
             self._save(trainer, pl_module)
+        except Exception as second:  # the first error is the one to raise
+            log.error("%s could not be written: %s", self.path, second)
 
     def _save(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         trainer.save_checkpoint(self.path)

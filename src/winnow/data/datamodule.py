@@ -193,7 +193,7 @@ class Turns:
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
-        if min(weights) <= 0:
+        if not all(0 < weight < float("inf") for weight in weights):
             raise ValueError(f"data target weights must be > 0, got {list(weights)}")
         self.shares = np.array(weights, dtype=float) / sum(weights)
         self._taken = np.zeros(len(weights), dtype=int)
@@ -231,7 +231,7 @@ def share(rows: int, weights: Sequence[float]) -> list[int]:
     """
     if not weights:
         return []
-    if min(weights) <= 0:
+    if not all(0 < weight < float("inf") for weight in weights):
         raise ValueError(f"data target weights must be > 0, got {list(weights)}")
     if rows < len(weights):
         raise ValueError(f"data.target_batch_size={rows} is smaller than the number of targets ({len(weights)})")
@@ -291,6 +291,8 @@ class SelectionDataModule(lightning.LightningDataModule):
         subset_order: str = "highest",
     ) -> None:
         super().__init__()
+        if val_limit is not None and val_limit < 1:
+            raise ValueError(f"data.val_limit must be at least 1, or null for all, got {val_limit}")
         if num_workers < 0:
             raise ValueError(f"data.num_workers must be at least 0, got {num_workers}")
         for name, value in {

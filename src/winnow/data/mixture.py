@@ -83,7 +83,7 @@ class Mixture:
         unknown = set(noise) - set(self.NOISE)
         if unknown:
             raise ValueError(f"data.corpus.noise knows {', '.join(self.NOISE)}; got {', '.join(sorted(unknown))}")
-        if any(rate < 0 for rate in noise.values()) or sum(noise.values()) > 1:
+        if not all(rate >= 0 for rate in noise.values()) or not sum(noise.values()) <= 1:  # NaN is neither
             raise ValueError(f"data.corpus.noise rates must be >= 0 and sum to at most 1, got {noise}")
         if not parts or any(part.weight < 0 for part in parts.values()) or not any(p.weight for p in parts.values()):
             raise ValueError("data.corpus.mixture needs weights >= 0, at least one of them positive")

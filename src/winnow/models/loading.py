@@ -87,8 +87,9 @@ def load(
             **options,
         )
     except OSError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
-            f"no causal language model could be loaded from model.path={path!r}: {str(error).splitlines()[0]}\n"
+            f"no causal language model could be loaded from model.path={path!r}: {reason}\n"
             "Give a Hugging Face name you have access to (model=hub), or a folder of save_pretrained (model=local)."
         ) from error
     if adapter is not None:
