@@ -13,7 +13,7 @@ import torch
 from benchmarks import context, costs
 from benchmarks.cases import Bench, Case, Size, cases, gpu_cases
 from benchmarks.measure import choosing, fidelity, machine, peak, spread, timed
-from winnow.allocator import keep_freed_memory
+from winnow.run.allocator import keep_freed_memory
 
 
 def arguments() -> argparse.Namespace:

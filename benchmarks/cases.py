@@ -13,12 +13,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from winnow.gradients.in_pieces import pieces
-from winnow.losses import example_losses
+from winnow.lm.batch import pieces
+from winnow.lm.losses import example_losses
 from winnow.scorer import Scorer
+from winnow.scorer.update import weighted_backward
 from winnow.selection import Selection
 from winnow.selectors import FilterWeight, MaxLoss
-from winnow.update import weighted_backward
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from winnow.gradients.cost import form_cost, ghost_cost
-from winnow.gradients.ghost import ghost_gram
-from winnow.gradients.outer_product import OuterProduct
-from winnow.gradients.sketch import chunks
+from winnow.gradients.factors.outer_product import OuterProduct
+from winnow.products.cost import form_cost, ghost_cost
+from winnow.products.gram import chunks
+from winnow.products.token_products import ghost_gram
 
 CHUNK = 2**23
 SHAPES = [

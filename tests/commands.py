@@ -49,7 +49,7 @@ def save_base(**options: Any) -> None:
 @cache
 def compose(*overrides: str, config: str = "train") -> DictConfig:
     """The configuration with Hydra's own part, as the command line makes it; not to be changed."""
-    from winnow.cli import _name_root
+    from winnow.run.cli import _name_root
 
     _name_root(CONF)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
@@ -72,7 +72,7 @@ def configured(*overrides: str, out: str = "out", config: str = "train") -> Iter
 
 def command_line(monkeypatch: Any, task: Any, *arguments: str) -> None:
     """``python train.py ARGUMENTS``; no logging is set up, which would outlive the test."""
-    from winnow.cli import main
+    from winnow.run.cli import main
 
     quiet = ("hydra/job_logging=none", "hydra/hydra_logging=none")
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments, *quiet])

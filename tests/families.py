@@ -11,7 +11,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from winnow.gradients import rms_norm
+from winnow.gradients.layers import rms_norm
 
 VOCAB, WIDTH = 23, 8
 
@@ -142,7 +142,7 @@ def double() -> Iterator[None]:
         )
 
     with (
-        mock.patch.dict(rms_norm._agrees, clear=True),  # norms that work in float32 now work in float64
+        mock.patch.dict(rms_norm._checked.answers, clear=True),  # norms that work in float32 now work in float64
         mock.patch.object(Tensor, "to", keep),
         mock.patch.object(Tensor, "float", keep_float),
         mock.patch.object(torch.nn.functional, "softmax", keep_softmax),

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from winnow.gradients.sketch import Sketch
+from winnow.products.sketch import Sketch
 
 
 def projections(sketch: Sketch) -> tuple[Tensor, Tensor]:

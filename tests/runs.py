@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from winnow.data import Corpus, Example, SelectionDataModule, Target
 from winnow.models import train_tokenizer
-from winnow.module import SelectionModule
 from winnow.scorer import Scorer
+from winnow.training.module import SelectionModule
 
 
 class Listed:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from tests import runs
-from winnow.losses import example_losses
+from winnow.lm.losses import example_losses
 from winnow.scorer import Scorer
 from winnow.selection import Selection
 from winnow.selectors import FilterWeight, Random

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from winnow.allocator import keep_freed_memory
+from winnow.run.allocator import keep_freed_memory
 
 MAPPED_AGAIN = """
 import resource
-from winnow.allocator import keep_freed_memory
+from winnow.run.allocator import keep_freed_memory
 assert keep_freed_memory()
 faults = []
 for _ in range(3):

@@ -13,9 +13,9 @@ import torch
 
 from tests.commands import CONF, compose, configured
 from winnow import selectors
-from winnow.instantiate import build
 from winnow.models.loading import tiny_path
 from winnow.run import run
+from winnow.run.instantiate import build
 
 BASELINES = sorted(path.stem for path in (CONF / "baseline").glob("*.yaml"))
 STATEFUL = [

@@ -13,8 +13,8 @@ import torch
 
 from tests.commands import save_base
 from tests.test_run import go, read
-from winnow.checkpoint import DIGEST, digest, read_checkpoint
-from winnow.instantiate import BuildError
+from winnow.records.checkpoint import DIGEST, digest, read_checkpoint
+from winnow.run.instantiate import BuildError
 
 LAST = "out/checkpoints/last.ckpt"
 

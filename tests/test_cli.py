@@ -12,7 +12,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from tests.commands import CONF, ROOT, command_line
-from winnow.cli import check
+from winnow.run.cli import check
 
 
 def never(cfg: Any) -> None:

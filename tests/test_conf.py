@@ -13,10 +13,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from tests.commands import CONF, SWEEPS, commands, compose, configured
-from winnow import run as running
-from winnow.cli import implied
 from winnow.data import SelectionDataModule
 from winnow.evaluation import evaluate
+from winnow.run import assemble as running
+from winnow.run.cli import implied
 
 FILES = sorted(CONF.rglob("*.yaml"))
 GROUPS = ("model", "data", "selector", "scoring", "optimizer", "scheduler", "trainer", "callbacks", "logger", "ngrams")
@@ -104,8 +104,8 @@ def test_name_tags_and_choices_are_what_was_resolved(monkeypatch: pytest.MonkeyP
     with configured(
         "experiment=pretrain_tiny", "logger=wandb", "model.tokenizer=x", "tags=[mine]", "name=other"
     ) as cfg:
-        running._logger(cfg)
-        choices = running._choices()
+        running.logger_of(cfg)
+        choices = running.choices_of_groups()
     assert built["tags"] == ["full", "pretrain", "scratch", "mine"]
     assert choices["selector"] == "full" and choices["experiment"] == "pretrain_tiny"
     assert not any(group.startswith("hydra") for group in choices)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from winnow import cross_entropy
-from winnow.cross_entropy import IGNORE, token_nll
+from winnow.lm import nll as cross_entropy
+from winnow.lm.nll import IGNORE, token_nll
 
 
 @pytest.fixture(autouse=True, params=[1, 40, 10**6], ids=["a_row", "a_few_rows", "all_rows"])

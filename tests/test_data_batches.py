@@ -14,11 +14,12 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from tests import runs
 from winnow.data import Corpus, Example, SelectionDataModule, Target, collate, encode
-from winnow.data.datamodule import StepSampler, share
 from winnow.data.encode import Encoded, encode_prompt, pad_token_id, stop_token_ids
 from winnow.data.mixture import Mixture, Part
 from winnow.data.pack import DOCUMENTS
-from winnow.losses import IGNORE, response_tokens, take
+from winnow.data.steps import StepSampler, share
+from winnow.lm.layout import response_tokens
+from winnow.lm.losses import IGNORE, take
 
 exact = settings(derandomize=True, deadline=None, max_examples=60)
 PLAIN = Example("e", "s", "What is 1 plus 2?", "It is 3.")

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from winnow.data import Corpus, Example, Target
+from winnow.data.fields import Fields, Row
 from winnow.data.files import read_json_lines
 from winnow.data.jsonl import jsonl_corpus
 from winnow.data.overlap import check_disjoint
-from winnow.data.rows import Fields, Row
 from winnow.data.text import TextPassages
 
 exact = settings(derandomize=True, deadline=None, max_examples=60)

@@ -17,7 +17,7 @@ from winnow.data import Corpus, Example
 from winnow.data import gym as winnow_gym
 from winnow.data.gym import UNREPEATABLE, GymFamily, GymScore, gym_corpus
 from winnow.data.splits import normalise
-from winnow.instantiate import build
+from winnow.run.instantiate import build
 
 CONF = Path(__file__).parents[1] / "conf"
 real = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="reasoning-gym is an extra")

@@ -19,11 +19,12 @@ from lightning.pytorch.callbacks import Callback
 
 from tests.commands import CONF, compose, save_base
 from tests.test_run import go, read
-from winnow import provenance
-from winnow.cli import check
 from winnow.evaluate import MEASURE_ONLY, with_defaults
-from winnow.provenance import replacing
-from winnow.stopping import Stop, Terminated
+from winnow.records import strict_json
+from winnow.records.status import Terminated
+from winnow.records.strict_json import replacing
+from winnow.run.cli import check
+from winnow.training.stopping import Stop
 
 
 class Signal(Callback):
@@ -197,7 +198,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_which_disk(
             saved(self, checkpoint, path)
             return
         Path(path).write_bytes(b"half")
-        monkeypatch.setattr(provenance, "to_json", full)  # nor can the status be written
+        monkeypatch.setattr(strict_json, "to_json", full)  # nor can the status be written
         full()
 
     monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", save)

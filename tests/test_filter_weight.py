@@ -8,7 +8,7 @@ import torch
 
 from tests.cases import Pool
 from tests.choosing import choose, described
-from winnow import weights
+from winnow.choice import weights
 from winnow.selectors import FilterWeight
 from winnow.signals import Needs
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cases import Pool
-from winnow import filters
+from winnow.choice import filters
 
 exact = settings(derandomize=True, deadline=None, max_examples=60)
 PURSUITS = [filters.omp, filters.nnls, filters.greedy]

@@ -18,13 +18,18 @@ from tests.reference import normal, relative, slow_matrix
 from winnow import optim
 from winnow.geometry import Diagonal, Identity, OneSided, RankOne, geometry_of
 from winnow.geometry.muon import newton_schulz
-from winnow.gradients.factors import Dense, Factor, Scaled, Scatter, Sum
-from winnow.gradients.outer_product import OuterProduct
-from winnow.gradients.transform import multiply_left, multiply_right, scale_sides, times
-from winnow.optim import MuonWithAdamW, wants_names
+from winnow.gradients.factors.base import Factor
+from winnow.gradients.factors.dense import Dense
+from winnow.gradients.factors.maps import multiply_left, multiply_right, scale_sides, times
+from winnow.gradients.factors.outer_product import OuterProduct
+from winnow.gradients.factors.scaled import Scaled
+from winnow.gradients.factors.scatter import Scatter
+from winnow.gradients.factors.sum import Sum
+from winnow.optim import MuonWithAdamW
 from winnow.scorer import Scorer
 from winnow.selectors import Opus
 from winnow.signals import Needs
+from winnow.training.module import wants_names
 
 SHAPES = ((5, 3), (3, 6), (4,))
 

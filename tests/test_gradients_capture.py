@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from tests.families import VOCAB, build, double, ragged
 from tests.reference import diagonal, relative, slow_matrix, warmed_up
 from winnow.gradients.capture import Capture
-from winnow.gradients.factors import Factor
+from winnow.gradients.factors.base import Factor
 from winnow.gradients.verify import GradientMismatch
-from winnow.losses import example_losses
+from winnow.lm.losses import example_losses
 from winnow.scorer import Scorer
 from winnow.signals import Needs
 
@@ -167,7 +167,7 @@ def test_routed_tokens_are_left_out_of_the_geometry_and_said_to_be(caplog: pytes
     model = toy(Routed())
     pool, target, optimizer = ragged([7, 5, 4]), ragged([6], seed=1), warmed_up(model)
     scorer = Scorer(model, optimizer, target_ema=0.5)
-    with caplog.at_level("WARNING", logger="winnow.scorer"):
+    with caplog.at_level("WARNING", logger="winnow.scorer.scorer"):
         for _ in range(2):
             got = scorer(pool, target, ALL)
     assert len(caplog.records) == 1 and "middle.expert" in caplog.text and "out of the geometry" in caplog.text

@@ -7,8 +7,8 @@ import torch
 
 from tests.families import FAMILIES, build, double, ragged
 from tests.reference import diagonal, normal, relative, slow_matrix, warmed_up
-from winnow.gradients.gram import PIECE, add_gram
-from winnow.gradients.outer_product import LONG, OuterProduct
+from winnow.gradients.factors.outer_product import LONG, OuterProduct
+from winnow.products.gram import PIECE, add_gram
 from winnow.scorer import Scorer
 from winnow.signals import Needs
 

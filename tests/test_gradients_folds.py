@@ -5,7 +5,7 @@ import torch
 
 from tests.projections import projections
 from tests.reference import normal, relative
-from winnow.gradients.sketch import Sketch
+from winnow.products.sketch import Sketch
 
 
 @pytest.mark.parametrize("width", [256, 130, 250])

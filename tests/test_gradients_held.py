@@ -7,10 +7,12 @@ from tests.families import build, ragged
 from tests.reference import normal, relative, warmed_up
 from winnow.geometry import Diagonal, Identity, OneSided, RankOne
 from winnow.geometry.base import Preconditioner
-from winnow.gradients.factors import LARGE, Dense, Factor
-from winnow.gradients.method import Method
-from winnow.gradients.outer_product import OuterProduct
-from winnow.gradients.products import Products, Target
+from winnow.gradients.factors.base import Factor
+from winnow.gradients.factors.dense import LARGE, Dense
+from winnow.gradients.factors.outer_product import OuterProduct
+from winnow.products.mode import Method
+from winnow.products.products import Products
+from winnow.products.tau import Target
 from winnow.scorer import Scorer
 from winnow.selection import Selection
 from winnow.signals import Needs

@@ -12,10 +12,12 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.reference import normal
-from winnow.gradients import capture, rms_norm, rules
+from winnow.gradients import capture
 from winnow.gradients.capture import Capture
-from winnow.gradients.factors import Dense
-from winnow.gradients.rules import Call, rule_for
+from winnow.gradients.factors.dense import Dense
+from winnow.gradients.layers import rms_norm, rule_for
+from winnow.gradients.layers.call import Call
+from winnow.gradients.layers.rms_norm import RMS_NORM
 
 
 class MeanRMSNorm(nn.Module):
@@ -65,17 +67,17 @@ def test_gradients_of_the_weight(
     heads: tuple[int, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rms_norm, "_agrees", {})
+    monkeypatch.setattr(rms_norm._checked, "answers", {})
     module = build(16).to(dtype)
     nn.init.normal_(module.weight)  # type: ignore[arg-type]
     x, grad = normal(4, 5, *heads, 16).to(dtype), normal(4, 5, *heads, 16, seed=1).to(dtype)
     x[1] *= 1e-3  # eps counts
     call = Call((x,), {}, (grad,), frozenset(), frozenset({0}))
-    rule_for(module)(module, call, ["weight"])  # the first call of a class compares
+    rule_for(module).gradients(module, call, ["weight"])  # the first call of a class compares
     used: list[nn.Module] = []
-    original = rules.generic
-    monkeypatch.setattr(rules, "generic", lambda *args: used.append(args[0]) or original(*args))
-    found = rule_for(module)(module, call, ["weight"])["weight"].rows(slice(None))
+    original = rms_norm.generic
+    monkeypatch.setattr(rms_norm, "generic", lambda *args: used.append(args[0]) or original(*args))
+    found = rule_for(module).gradients(module, call, ["weight"])["weight"].rows(slice(None))
     assert bool(used) != closed
     expected = one_by_one(module, grad, x)
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
@@ -86,7 +88,7 @@ def test_a_norm_of_two_inputs_is_called_again() -> None:
     module = TwoInputsRMSNorm(16)
     x, gate, grad = (normal(4, 5, 16, seed=seed).float() for seed in range(3))
     call = Call((x, gate), {}, (grad,), frozenset(), frozenset({0, 1}))
-    found = rule_for(module)(module, call, ["weight"])["weight"].rows(slice(None))
+    found = rule_for(module).gradients(module, call, ["weight"])["weight"].rows(slice(None))
     torch.testing.assert_close(found, one_by_one(module, grad, x, gate), atol=1e-5, rtol=1e-5)
 
 
@@ -110,19 +112,19 @@ def test_gradients_of_the_weight_from_the_output(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is not to be looked at is NaN: the input where the output serves, and the output elsewhere."""
-    monkeypatch.setattr(rms_norm, "_agrees", {})
+    monkeypatch.setattr(rms_norm._checked, "answers", {})
     monkeypatch.setattr(rms_norm, "BLOCK", 3 * 5 * 16)  # three tokens, and two
     module = build(16).to(dtype)
     x, grad = normal(4, 5, 16).to(dtype), normal(4, 5, 16, seed=1).to(dtype)
     call = Call((x,), {}, (grad,), frozenset(), frozenset({0}))
-    rule_for(module)(module, replace(call, output=module(x).detach()), ["weight"])  # the first call compares
+    rule_for(module).gradients(module, replace(call, output=module(x).detach()), ["weight"])  # the first call compares
     with torch.no_grad():
         module.weight.copy_(normal(16, seed=2))  # type: ignore[operator, union-attr]
         module.weight[3] = weight  # type: ignore[index, operator]
         y = module(x)
     blank = torch.full_like(x, torch.nan)
     seen = replace(call, args=(blank,), output=y) if used else replace(call, output=blank)
-    found = rule_for(module)(module, seen, ["weight"])["weight"].rows(slice(None))
+    found = rule_for(module).gradients(module, seen, ["weight"])["weight"].rows(slice(None))
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
     torch.testing.assert_close(found, one_by_one(module, grad, x), atol=tolerance, rtol=tolerance)
 
@@ -143,7 +145,7 @@ def test_the_offset_is_that_of_the_module() -> None:
         module = OffsetRMSNorm(16, offset)
         x, grad = normal(4, 5, 16).float(), normal(4, 5, 16, seed=1).float()
         call = Call((x,), {}, (grad,), frozenset(), frozenset({0}), module(x).detach())
-        found = rule_for(module)(module, call, ["weight"])["weight"].rows(slice(None))
+        found = rule_for(module).gradients(module, call, ["weight"])["weight"].rows(slice(None))
         torch.testing.assert_close(found, one_by_one(module, grad, x), atol=1e-5, rtol=1e-5)
 
 
@@ -157,7 +159,7 @@ def test_outputs_are_held_where_a_linear_map_would(
         seen.append(call.output)
         return {"weight": Dense(torch.zeros(2, 8))}
 
-    monkeypatch.setattr(capture, "rule_for", lambda module: rule)
+    monkeypatch.setattr(capture, "rule_for", lambda module: replace(RMS_NORM, gradients=rule))
     with Capture(module, {"weight": module.weight}, 2, 3, lambda name, factor: None) as caught:
         y = module(normal(*shape).float())
         caught.backward(y.sum())

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from tests.families import FAMILIES, VOCAB, build, double, ragged
 from tests.reference import relative, warmed_up
 from tests.test_scorer_one_pass import without_dropout
-from winnow.layout import right_padded, take
-from winnow.losses import example_losses, response_tokens
-from winnow.packing import pack
+from winnow.lm.layout import response_tokens, right_padded, take
+from winnow.lm.losses import example_losses
+from winnow.lm.packing import pack
 from winnow.scorer import Scorer
 from winnow.selection import Selection
 from winnow.signals import Needs
@@ -336,7 +336,7 @@ def test_a_candidate_that_is_not_valid_is_refused(index: list[int], words: str) 
 @pytest.mark.parametrize(("family", "tied"), [("gemma", True), ("llama", False)])
 def test_what_all_leaves_out_is_said_with_its_share(family: str, tied: bool, caplog: pytest.LogCaptureFixture) -> None:
     model = without_dropout(build(family))
-    with double(), caplog.at_level(logging.INFO, logger="winnow.scorer"):
+    with double(), caplog.at_level(logging.INFO, logger="winnow.scorer.scorer"):
         scorer = Scorer(model, warmed_up(model))
         for _ in range(2):
             scorer(POOL, TARGET, NEEDS)

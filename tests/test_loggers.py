@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from tests.commands import save_base
 from tests.test_run import go, read
-from winnow.instantiate import BuildError
+from winnow.run.instantiate import BuildError
 
 
 class Dying(CSVLogger):

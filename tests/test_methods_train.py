@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from tests import runs
 from tests.cases import CASES
 from winnow.data import Corpus
-from winnow.ledger import Ledger
+from winnow.records.ledger import Ledger
 from winnow.scorer import Scorer
 from winnow.selectors import Random, Replay
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tests.families import build, double, ragged
 from tests.reference import relative, slow_matrix, warmed_up
-from winnow.gradients import experts
-from winnow.gradients.routed import Routed
+from winnow.gradients.factors.routed import Routed
+from winnow.gradients.layers import experts
 from winnow.scorer import Scorer
 from winnow.signals import Needs, Signals
 

@@ -13,10 +13,10 @@ import torch
 from tests import runs
 from tests.commands import SMALL, configured, save_base
 from tests.test_run import go
-from winnow.finite import NotFinite, not_finite
-from winnow.instantiate import BuildError
+from winnow.lm.finite import NotFinite, not_finite
 from winnow.run import run
-from winnow.schedule import planned_updates, schedule_arguments
+from winnow.run.instantiate import BuildError
+from winnow.run.schedule import planned_updates, schedule_arguments
 from winnow.scorer import Scorer, TargetNotFinite
 from winnow.selectors import FilterWeight, MaxLoss
 from winnow.signals import Needs

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from tests.commands import ROOT, SMALL, command_line, save_base
-from winnow.cli import implied
 from winnow.run import run
+from winnow.run.cli import implied
 
 # temperature and filter_size are keys of filter_weight's file, too, with other values.
 MODULE = """

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from tests import families
 from tests.families import ragged
 from tests.reference import relative
-from winnow.gradients.factors import Dense, Factor, Scatter
-from winnow.gradients.outer_product import OuterProduct
-from winnow.gradients.trust import doubts
+from winnow.gradients.factors.base import Factor
+from winnow.gradients.factors.dense import Dense
+from winnow.gradients.factors.outer_product import OuterProduct
+from winnow.gradients.factors.scatter import Scatter
 from winnow.scorer import Scorer
+from winnow.scorer.doubts import doubts
 from winnow.selection import Selection
 from winnow.selectors import FilterWeight
 from winnow.signals import Signals
@@ -66,7 +68,7 @@ def test_bf16_scores_as_float32_on_the_same_weights(
     precision: str, float32: tuple[Signals, Selection, dict[str, Tensor]], caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, chosen, update = float32
-    with caplog.at_level(logging.WARNING, logger="winnow.scorer"):
+    with caplog.at_level(logging.WARNING, logger="winnow.scorer.scorer"):
         half, chosen_half, update_half = scored(precision)
     assert not caplog.records, "good numbers raise no doubts"
     assert half.gram is not None and half.alignment is not None
@@ -163,12 +165,12 @@ def test_alignments_are_bounded_by_the_lengths_whatever_the_way_they_are_taken(
         seen.append(given)
         return doubts(*given)
 
-    monkeypatch.setattr("winnow.scorer.doubts", record)
+    monkeypatch.setattr("winnow.scorer.scorer.doubts", record)
     pool = {key: value[:5] for key, value in POOL.items()}
     one = {key: torch.cat([value[:1]] * 4) for key, value in POOL.items()}
     scorer = Scorer(model, optimizer, layers="last:1", **options)
     needs = FilterWeight(filter_size=2, match=match).needs
-    with caplog.at_level(logging.WARNING, logger="winnow.scorer"):
+    with caplog.at_level(logging.WARNING, logger="winnow.scorer.scorer"):
         # A target that is a candidate meets the bound itself.
         scorer(pool, {key: value[:1] for key, value in POOL.items()}, needs)
         _, gram, alignment, square, _ = seen[0]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests import runs
-from winnow.cli import check
+from winnow.run.cli import check
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -18,12 +18,16 @@ import pytest
 import torch
 
 from winnow import ledger as ledgers
-from winnow import provenance as provenances
-from winnow.budget import Budget
-from winnow.history import History
-from winnow.ledger import SCHEMA, Ledger, composition, read, summarise
-from winnow.provenance import Status, anonymous, code_state, provenance, write_json
+from winnow.records import provenance as provenances
+from winnow.records.history import History
+from winnow.records.ledger import SCHEMA, Ledger, read
+from winnow.records.provenance import anonymous, code_state, provenance
+from winnow.records.status import Status
+from winnow.records.strict_json import write_json
+from winnow.report.composition import composition
+from winnow.report.ledger import summarise
 from winnow.selection import Selection
+from winnow.training.budget import Budget
 
 POOL = 6
 

@@ -7,7 +7,7 @@ import torch
 from tests.cases import Pool
 from tests.choosing import choose, frequencies
 from winnow import selectors
-from winnow.ledger import Ledger
+from winnow.records.ledger import Ledger
 from winnow.selection import Selection
 from winnow.selectors.oracle import PATIENCE
 from winnow.signals import META, Needs

@@ -14,12 +14,13 @@ import torch
 from rich.console import Console
 from scipy import stats
 
-from winnow.history import History
-from winnow.ledger import Ledger, composition
-from winnow.provenance import write_json
+from winnow.records.history import History
+from winnow.records.ledger import Ledger
+from winnow.records.strict_json import write_json
 from winnow.report import compare, load
 from winnow.report.__main__ import main
 from winnow.report.compare import figures
+from winnow.report.composition import composition
 from winnow.report.plot import _over_seeds, plot
 from winnow.report.summary import print_summary
 from winnow.report.tables import print_comparison

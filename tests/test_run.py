@@ -19,11 +19,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.commands import SMALL, configured, save_base
-from winnow import run as running
-from winnow.finite import NotFinite
-from winnow.folder import changes
-from winnow.instantiate import BuildError
+from winnow.lm.finite import NotFinite
+from winnow.records.folder import changes
+from winnow.run import execute as running
 from winnow.run import run
+from winnow.run.instantiate import BuildError
 
 IDS = torch.arange(12).reshape(1, 12)
 ERRORS = {"interrupt": KeyboardInterrupt, "failure": ZeroDivisionError}

@@ -14,10 +14,10 @@ import torch
 from tests import runs
 from tests.commands import CONF, commands, compose, configured, save_base
 from tests.test_run import go, read
-from winnow.cli import check
-from winnow.instantiate import BuildError, build, plain
 from winnow.models import load
-from winnow.options import check_options
+from winnow.run.cli import check
+from winnow.run.instantiate import BuildError, build, plain
+from winnow.run.options import check_options
 from winnow.selectors import Oracle
 from winnow.signals import Signals
 

@@ -19,11 +19,11 @@ from tests.reference import relative
 from winnow.data import Example, collate, encode
 from winnow.data.encode import pad_token_id
 from winnow.data.subset import restrict
-from winnow.instantiate import BuildError
-from winnow.losses import example_losses
+from winnow.lm.losses import example_losses
 from winnow.offline.ngrams import NGrams
-from winnow.offline.run import run as score_stream_of
 from winnow.run import run
+from winnow.run.instantiate import BuildError
+from winnow.run.score import run as score_stream_of
 
 STREAM = 24
 

@@ -13,7 +13,7 @@ from benchmarks import context, costs
 from benchmarks.cases import Bench, Case, Size, cases, gpu_cases
 from benchmarks.measure import choosing, fidelity, peak, timed
 from tests.reference import relative
-from winnow.losses import example_losses
+from winnow.lm.losses import example_losses
 
 TINY, CPU = Size(hidden=64, layers=1, vocab=50), torch.device("cpu")
 

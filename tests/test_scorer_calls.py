@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.families import build, double, ragged, rows
 from tests.reference import relative, slow_gradients, slow_matrix, warmed_up
-from winnow.losses import example_losses
+from winnow.lm.losses import example_losses
 from winnow.scorer import Scorer, TargetNotFinite
 from winnow.signals import Needs
 

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from tests.families import build, ragged
-from winnow.gradients.cost import Work, form_cost, plain_cost, sketch_cost
-from winnow.gradients.factors import Dense, Sum
-from winnow.gradients.outer_product import OuterProduct
+from winnow.gradients.factors.dense import Dense
+from winnow.gradients.factors.outer_product import OuterProduct
+from winnow.gradients.factors.sum import Sum
+from winnow.products.cost import Work, form_cost, plain_cost, sketch_cost
 from winnow.scorer import Scorer
 from winnow.signals import Needs
 
@@ -21,7 +22,7 @@ POOL, TARGET = ragged([6, 6, 6]), ragged([6, 6], seed=1)
 def spoken(caplog: pytest.LogCaptureFixture, **options: object) -> list[str]:
     model = build("llama")
     scorer = Scorer(model, torch.optim.SGD(model.parameters()), **options)  # type: ignore[arg-type]
-    with caplog.at_level(logging.INFO, "winnow.scorer"):
+    with caplog.at_level(logging.INFO, "winnow.scorer.scorer"):
         for _ in range(2):
             scorer(POOL, TARGET, Needs(alignment=0, gram=0))
     return [record.getMessage() for record in caplog.records if "K and b of linear maps" in record.getMessage()]

@@ -12,13 +12,17 @@ from tests.projections import projections
 from tests.reference import normal, relative, warmed_up
 from winnow.geometry import Diagonal, Identity, RankOne
 from winnow.geometry.base import Preconditioner
-from winnow.gradients.factors import Dense, Factor, Scatter, Sum
-from winnow.gradients.ghost import ghost_is_cheaper
-from winnow.gradients.method import Method
-from winnow.gradients.outer_product import OuterProduct
-from winnow.gradients.products import Products, Target
-from winnow.gradients.sketch import Sketch
-from winnow.losses import example_losses
+from winnow.gradients.factors.base import Factor
+from winnow.gradients.factors.dense import Dense
+from winnow.gradients.factors.outer_product import OuterProduct
+from winnow.gradients.factors.scatter import Scatter
+from winnow.gradients.factors.sum import Sum
+from winnow.lm.losses import example_losses
+from winnow.products.mode import Method
+from winnow.products.products import Products
+from winnow.products.sketch import Sketch
+from winnow.products.tau import Target
+from winnow.products.token_products import ghost_is_cheaper
 from winnow.scorer import Scorer, TargetNotFinite
 from winnow.selection import Selection
 from winnow.signals import Needs, Signals
@@ -227,7 +231,7 @@ def test_token_products_where_they_are_cheap_and_never_where_tokens_are_long(mon
         taken.append(factor.left.shape[1])
         return torch.zeros(len(factor), len(factor), dtype=torch.float64)
 
-    monkeypatch.setattr("winnow.gradients.products.ghost_gram", record)
+    monkeypatch.setattr("winnow.products.products.ghost_gram", record)
     for mode in ("ghost", "auto", "exact"):
         for tokens in (2, 40):
             products(outer(tokens), Identity(), Needs(gram=0), mode=mode)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from tests.families import build, double, ragged, rows
 from tests.reference import diagonal, relative, slow_matrix, warmed_up
-from winnow.gradients.countsketch import CountSketch
-from winnow.hidden import LastHidden, cosines, nuclear_norms
-from winnow.losses import example_losses
-from winnow.reference import load_reference
+from winnow.choice.similarity import cosines
+from winnow.lm.hidden import LastHidden, nuclear_norms
+from winnow.lm.losses import example_losses
+from winnow.products.count_sketch import CountSketch
 from winnow.scorer import Scorer
+from winnow.scorer.reference import load_reference
 from winnow.signals import Needs
 
 LENGTHS, PROMPTS = [7, 5, 6, 14], [2, 3, 2, 1]  # the last response is longer than the model is wide

@@ -10,10 +10,10 @@ import torch
 
 from tests.choosing import generator
 from tests.reference import normal
-from winnow.active_set import minimise
-from winnow.bounded_simplex import minimise_bounded, project
-from winnow.facility import cluster_sizes, distances, medoids
-from winnow.sampling import boltzmann, without_replacement
+from winnow.choice.bounded_simplex import minimise_bounded, project
+from winnow.choice.facility import cluster_sizes, distances, medoids
+from winnow.choice.quadratic import minimise
+from winnow.choice.sampling import boltzmann, without_replacement
 
 TIMES = 800  # draws; tolerances are four standard deviations
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from tests import runs
-from winnow.losses import example_losses
+from winnow.lm.losses import example_losses
 from winnow.selection import Selection
 from winnow.selectors import FilterWeight, Full, MaxLoss, Random
 from winnow.signals import Needs
@@ -233,10 +233,12 @@ def test_module_knows_no_method_by_name():
     import ast
     import inspect
 
-    import winnow.module
     import winnow.selectors as selectors
+    import winnow.training.module
 
-    words = {node.id for node in ast.walk(ast.parse(inspect.getsource(winnow.module))) if isinstance(node, ast.Name)}
+    words = {
+        node.id for node in ast.walk(ast.parse(inspect.getsource(winnow.training.module))) if isinstance(node, ast.Name)
+    }
     classes = {name for name in selectors.__all__ if name != "Selector"}
     assert not words & classes
 

@@ -17,10 +17,9 @@ import safetensors.torch
 import torch
 
 from tests.commands import ROOT, SMALL, command_line, save_base
-from winnow.cli import sweep_name
-from winnow.folder import differences, occupied
-from winnow.instantiate import BuildError
+from winnow.records.folder import FolderInUse, differences, occupied
 from winnow.run import run
+from winnow.run.cli import sweep_name
 from winnow.selectors import Random
 
 
@@ -79,9 +78,9 @@ def test_the_same_command_skips_resumes_and_begins_what_is_left(
     first = {path: path.stat().st_mtime_ns for path in done.glob("*.*") if path.suffix != ".log"}
 
     Path("die-1").unlink()
-    with caplog.at_level("WARNING", logger="winnow.folder"):
+    with caplog.at_level("WARNING", logger="winnow.records.folder"):
         command_line(monkeypatch, run, *SWEEP)
-    said = [record.getMessage() for record in caplog.records if record.name == "winnow.folder"]
+    said = [record.getMessage() for record in caplog.records if record.name == "winnow.records.folder"]
     assert len(said) == 2
     assert "0-" in said[0] and "finished already, skipped" in said[0]
     assert "1-" in said[1] and "resumed from its last.ckpt" in said[1]
@@ -110,7 +109,7 @@ def test_what_left_no_checkpoint_begins_afresh_and_a_changed_configuration_is_na
     assert "hydra.sweep.dir=FOLDER" in said
     assert "9.9" in (job / "metrics.csv").read_text()
 
-    with caplog.at_level("WARNING", logger="winnow.folder"):
+    with caplog.at_level("WARNING", logger="winnow.records.folder"):
         command_line(monkeypatch, run, *sweep)
     assert "failed earlier without a checkpoint, started afresh" in caplog.text
     assert outcome(Path("sweep")) == whole and "9.9" not in (job / "metrics.csv").read_text()
@@ -118,7 +117,7 @@ def test_what_left_no_checkpoint_begins_afresh_and_a_changed_configuration_is_na
 
 def test_a_folder_in_use_is_left_alone() -> None:
     busy = Path("busy")
-    with occupied(busy), pytest.raises(BuildError, match="another process is writing in busy"), occupied(busy):
+    with occupied(busy), pytest.raises(FolderInUse, match="another process is writing in busy"), occupied(busy):
         pytest.fail("two at once")
     with occupied(busy):
         pass

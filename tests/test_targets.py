@@ -19,10 +19,11 @@ from tests import runs
 from tests.cases import Pool
 from tests.commands import SMALL, configured, save_base
 from winnow.callbacks import Records
-from winnow.data.datamodule import Turns
-from winnow.instantiate import BuildError
-from winnow.ledger import SCHEMA, print_ledger, read, summarise
+from winnow.data.steps import Turns
+from winnow.records.ledger import SCHEMA, read
+from winnow.report.ledger import print_ledger, summarise
 from winnow.run import run
+from winnow.run.instantiate import BuildError
 from winnow.selectors import FilterWeight, Less, TracIn
 
 

@@ -18,11 +18,14 @@ from winnow.data.example import Example
 from winnow.data.jsonl import jsonl_corpus
 from winnow.data.scoring import scorer_for
 from winnow.data.text import TextPassages
-from winnow.ledger import Ledger, composition, main, print_ledger, summarise
+from winnow.ledger import main
+from winnow.records.ledger import Ledger
+from winnow.records.shown import PlainTable, plotted, shown
+from winnow.report.composition import composition
+from winnow.report.ledger import print_ledger, summarise
 from winnow.report.plot import _draw_composition
 from winnow.report.summary import print_summary
 from winnow.selection import Selection
-from winnow.shown import PlainTable, plotted, shown
 
 HOSTILE = [
     "wiki[en]",

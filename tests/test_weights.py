@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from winnow import weights
-from winnow.active_set import minimise
+from winnow.choice import weights
+from winnow.choice.quadratic import minimise
 
 exact = settings(derandomize=True, deadline=None, max_examples=150)
 

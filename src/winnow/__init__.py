@@ -6,10 +6,10 @@ and the optimizer's state into :class:`Signals`; a selector such as :class:`Filt
 """
 
 from winnow.scorer import Scorer, TargetNotFinite
+from winnow.scorer.update import weighted_backward
 from winnow.selection import Selection
 from winnow.selectors import FilterWeight, Selector
 from winnow.signals import Needs, Signals
-from winnow.update import weighted_backward
 from winnow.version import __version__
 
 __all__ = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from winnow.cli import main
+from winnow.run.cli import main
 from winnow.train import conf_dir, train
 
 MEASURE_ONLY = ("trainer.max_steps=0", "export=false", "logger=none", "name=evaluate")

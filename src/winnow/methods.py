@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from winnow import selectors
-from winnow.shown import shown
+from winnow.records.shown import shown
 from winnow.signals import Needs
 
 HEADINGS = ("Needs", "Cost", "Rule", "Knobs", "Source", "Departures")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import accumulation_dtype
-from winnow.geometry.muon import shape_factor
+from winnow.gradients.factors.precision import accumulation_dtype
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -141,17 +140,19 @@ def _newton_schulz(
     return x.T if tall else x
 
 
-def wants_names(factory: Callable[..., Any]) -> bool:
-    """Whether an optimizer's constructor takes (name, parameter) pairs.
+def shape_factor(kind: str | None, rows: int, columns: int) -> float:
+    """What a matrix's learning rate is multiplied by, for its shape.
 
     Args:
-        factory: a class, or a partial or wrapper of one.
+        kind: ``original`` | ``match_rms_adamw``; None is ``original``.
+        rows: of the matrix.
+        columns: of the matrix.
 
     Returns:
-        True if its first argument is called ``named_parameters``.
+        The factor, as torch.optim.Muon takes it.
     """
-    try:
-        arguments = list(inspect.signature(factory).parameters)
-    except (TypeError, ValueError):  # some built-in callables have no signature
-        return False
-    return bool(arguments) and arguments[0] == "named_parameters"
+    if kind is None or kind == "original":
+        return math.sqrt(max(1, rows / columns))
+    if kind == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return 1.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from winnow.cli import main
+from winnow.run.cli import main
 from winnow.train import conf_dir
 
 
@@ -19,7 +19,7 @@ def score(cfg: DictConfig) -> None:
     Args:
         cfg: the composed configuration (conf/score.yaml).
     """
-    from winnow.offline.run import run
+    from winnow.run.score import run
 
     run(cfg)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from winnow.cli import main
+from winnow.run.cli import main
 
 
 def conf_dir() -> Path:

@@ -10,9 +10,9 @@ import lightning
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from winnow.checkpoint import DIGEST, digest
-from winnow.finite import NotFinite
-from winnow.provenance import replacing
+from winnow.lm.finite import NotFinite
+from winnow.records.checkpoint import DIGEST, digest
+from winnow.records.strict_json import replacing
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from winnow.history import History
-from winnow.ledger import Ledger
+from winnow.records.history import History
+from winnow.records.ledger import Ledger
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from winnow.data.example import Example
-from winnow.losses import IGNORE
-from winnow.shown import shown
+from winnow.lm.losses import IGNORE
+from winnow.records.shown import shown
 
 
 @dataclass(frozen=True)

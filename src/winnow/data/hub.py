@@ -10,7 +10,8 @@ from typing import Any
 import datasets
 
 from winnow.data.example import Corpus, Score
-from winnow.data.rows import Row, TargetRows, build_corpus, options
+from winnow.data.fields import Row
+from winnow.data.rows import TargetRows, build_corpus, options
 
 SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 
@@ -117,7 +118,7 @@ def hub_corpus(
     Args:
         stream: arguments of ``HubSplit``: the candidates.
         targets: arguments of ``TargetSplits`` by target name; None leaves one out.
-        fields: which fields are prompt and response: arguments of ``winnow.data.rows.Fields``.
+        fields: which fields are prompt and response: arguments of ``winnow.data.fields.Fields``.
         on_overlap: ``error``, or ``drop`` to leave out what stands both in the stream and in a target.
         limit: most examples of the stream; None for all.
 

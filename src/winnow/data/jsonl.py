@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from winnow.data.example import Corpus, Score
+from winnow.data.fields import Row
 from winnow.data.files import read_json_lines
-from winnow.data.rows import Row, TargetRows, build_corpus, options
+from winnow.data.rows import TargetRows, build_corpus, options
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def jsonl_corpus(
     Args:
         stream: file or files of candidates; relative to the folder the program was started in.
         targets: the targets by name, or the arguments of ``TargetFiles`` by name; None leaves one out.
-        fields: other names for the fields, or templates over them: arguments of ``winnow.data.rows.Fields``.
+        fields: other names for the fields, or templates over them: arguments of ``winnow.data.fields.Fields``.
         on_overlap: ``error``, or ``drop`` to leave out what stands both in the stream and in a target.
         limit: most examples of the stream; None for all.
 

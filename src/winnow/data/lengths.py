@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from winnow.data.encode import encode
 from winnow.data.example import Example, Target
-from winnow.losses import IGNORE
+from winnow.lm.losses import IGNORE
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from winnow.data.example import Example, Target
 from winnow.data.splits import normalise
-from winnow.shown import shown
+from winnow.records.shown import shown
 
 SHOWN = 5
 

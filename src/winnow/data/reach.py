@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from winnow.data.encode import encode
 from winnow.data.example import Stream, Target
 from winnow.data.rows import Listed
-from winnow.losses import IGNORE
+from winnow.lm.losses import IGNORE
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import pandas as pd
 
 from winnow.data.example import Example, Stream
 from winnow.data.rows import Listed
-from winnow.shown import shown
-from winnow.tables import read_table
+from winnow.records.shown import shown
+from winnow.records.table import read_table
 
 ORDERS = ("highest", "lowest")
 DEFAULT_BY = "score"

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from winnow.losses import example_losses, response_tokens
+from winnow.lm.layout import response_tokens
+from winnow.lm.losses import example_losses
 
 
 @torch.no_grad()

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import Group, Preconditioner, Rule, State, steps, wide
+from winnow.geometry.base import Group, Preconditioner, Rule, State, steps
 from winnow.geometry.preconditioners import Diagonal, Identity, RankOne
+from winnow.gradients.factors.precision import wide
 
 
 class AdafactorRule(Rule):

@@ -8,7 +8,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from winnow.geometry.adam import AdamRule
-from winnow.geometry.base import Group, State, wide
+from winnow.geometry.base import Group, State
+from winnow.gradients.factors.precision import wide
 
 BLOCK = 256
 """Numbers that share one scale in bitsandbytes' optimizer states."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.gradients.factors import Factor
+from winnow.gradients.factors.base import Factor
 
 Group = dict[str, Any]
 """Options of a param group."""
@@ -97,27 +97,3 @@ def steps(state: State) -> float:
         The count; 0 before the first.
     """
     return float(state.get("step", 0))
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Precision products are taken in: float32, or float64 if the factors are.
-
-    Args:
-        dtype: precision of the factors.
-
-    Returns:
-        ``torch.float32`` or ``torch.float64``.
-    """
-    return torch.promote_types(dtype, torch.float32)
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """A tensor of an optimizer's state in the precision products are taken in.
-
-    Args:
-        tensor: any floating-point tensor.
-
-    Returns:
-        The tensor in float32 or float64.
-    """
-    return tensor.to(accumulation_dtype(tensor.dtype))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import Group, Preconditioner, Rule, State, wide
+from winnow.geometry.base import Group, Preconditioner, Rule, State
 from winnow.geometry.preconditioners import Identity, OneSided
+from winnow.gradients.factors.precision import wide
+from winnow.optim import shape_factor
 
 
 class MuonRule(Rule):
@@ -111,21 +112,3 @@ def newton_schulz(
             f"scoring.geometry=identity"
         )
     return gain / norm, vectors
-
-
-def shape_factor(kind: str | None, rows: int, columns: int) -> float:
-    """What a matrix's learning rate is multiplied by, for its shape.
-
-    Args:
-        kind: ``original`` | ``match_rms_adamw``; None is ``original``.
-        rows: of the matrix.
-        columns: of the matrix.
-
-    Returns:
-        The factor, as torch.optim.Muon takes it.
-    """
-    if kind is None or kind == "original":
-        return math.sqrt(max(1, rows / columns))
-    if kind == "match_rms_adamw":
-        return 0.2 * math.sqrt(max(rows, columns))
-    return 1.0

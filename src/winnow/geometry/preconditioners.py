@@ -9,8 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from winnow.geometry.base import Preconditioner
-from winnow.gradients.factors import Factor, Scaled, Scatter
-from winnow.gradients.transform import multiply_left, multiply_right, scale_sides, times
+from winnow.gradients.factors.base import Factor
+from winnow.gradients.factors.maps import multiply_left, multiply_right, scale_sides, times
+from winnow.gradients.factors.scaled import Scaled
+from winnow.gradients.factors.scatter import Scatter
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from winnow.gradients.capture import Capture, OnGradient
-from winnow.layout import right_padded
-from winnow.losses import Batch, example_losses, response_tokens
-from winnow.packing import Packing
+from winnow.lm.layout import Batch, response_tokens, right_padded
+from winnow.lm.losses import example_losses
+from winnow.lm.packing import Packing
 
 
 def backward_through(

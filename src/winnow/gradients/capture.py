@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from winnow.gradients.factors import Factor, Sum
-from winnow.gradients.rms_norm import asks_output
-from winnow.gradients.rules import Call, differentiable, rule_for
-from winnow.packing import Packing
+from winnow.gradients.factors.base import Factor
+from winnow.gradients.factors.sum import Sum
+from winnow.gradients.layers import Call, differentiable, rule_for
+from winnow.gradients.probe import Probe
+from winnow.lm.packing import Packing
 
 OnGradient = Callable[[str, Factor], None]
 
@@ -31,53 +32,6 @@ class CaptureError(ValueError):
     def __init__(self, message: str, names: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.names = names
-
-
-class Probe(torch.autograd.Function):
-    """Identity that saves a module's inputs and, in backward, hands them over with the output gradient.
-
-    Saving through ``save_for_backward`` lets non-reentrant gradient checkpointing drop and recompute
-    the inputs as it does for any other operation.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        receive: Callable[..., None],
-        anchor: Tensor,
-        count: int,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Pass the outputs on.
-
-        Args:
-            ctx: autograd's context.
-            receive: called in backward with the saved inputs and the output gradients.
-            anchor: a scalar that requires a gradient, so that there is a graph though no parameter does.
-            count: how many of the tensors are outputs.
-            *tensors: the module's outputs, then detached inputs to save.
-
-        Returns:
-            The outputs, unchanged.
-        """
-        ctx.receive = receive
-        ctx.save_for_backward(*tensors[count:])
-        return tensors[:count]  # autograd makes views of them, for less than view_as would here
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Hand over and pass the gradients on.
-
-        Args:
-            ctx: autograd's context.
-            *grads: gradient of each output, zeros for one that the loss did not use.
-
-        Returns:
-            The same gradients for the outputs and nothing for the other arguments.
-        """
-        inputs = ctx.saved_tensors
-        ctx.receive(inputs, grads)
-        return (None, None, None, *grads, *([None] * len(inputs)))
 
 
 class Capture:
@@ -189,7 +143,8 @@ class Capture:
             self.on_gradient(name, gradient)
 
     def _hook(self, module: nn.Module, path: str, names: Mapping[str, str]) -> Callable[..., Any]:
-        rule, with_output = rule_for(module), asks_output(module)
+        rule = rule_for(module)
+        with_output = rule.wants_output(module)
 
         def hook(
             module: nn.Module,
@@ -228,7 +183,7 @@ class Capture:
                 try:
                     # A rule that calls the module again needs the autocast it was called under; backward has none.
                     with nullcontext() if autocast is None else torch.autocast(device, dtype=autocast):
-                        factors = rule(module, call, tuple(names))
+                        factors = rule.gradients(module, call, tuple(names))
                 finally:
                     self._inside_rule = False
                 for local, factor in factors.items():

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from winnow.geometry.base import accumulation_dtype
 from winnow.gradients.capture import Capture
-from winnow.gradients.factors import Factor
-from winnow.layout import KEYS, right_padded
-from winnow.losses import Batch, example_losses
-from winnow.packing import Packing
+from winnow.gradients.factors.base import Factor
+from winnow.gradients.factors.precision import accumulation_dtype
+from winnow.lm.layout import KEYS, Batch, right_padded
+from winnow.lm.losses import example_losses
+from winnow.lm.packing import Packing
 
 TOLERANCE = {
     torch.float64: 1e-6,

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from winnow.checkpoint import read_checkpoint
-from winnow.offline.files import Cost
+from winnow.records.checkpoint import read_checkpoint
+from winnow.records.preparation import Cost
 
 
 @dataclass(frozen=True)

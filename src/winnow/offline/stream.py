@@ -10,14 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from winnow.batches import target_shares
-from winnow.gradients.countsketch import CountSketch
-from winnow.gradients.in_pieces import pieces, weighted_sum
-from winnow.gradients.pool_pass import TASK
-from winnow.gradients.quiet import quiet
-from winnow.layout import take
-from winnow.losses import Batch
+from winnow.gradients.weighted_sum import weighted_sum
+from winnow.lm.batch import pieces, target_shares
+from winnow.lm.layout import Batch, take
+from winnow.lm.quiet import quiet
+from winnow.products.count_sketch import CountSketch
 from winnow.scorer import Scorer, TargetNotFinite
+from winnow.scorer.pool_pass import TASK
 from winnow.signals import Needs, Signals
 
 ONCE = 2**31

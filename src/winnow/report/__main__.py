@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from winnow.provenance import to_json
+from winnow.records.strict_json import to_json
 from winnow.report.compare import compare
 from winnow.report.load import load
 from winnow.report.plot import plot

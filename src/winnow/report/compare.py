@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from winnow.folder import flatten
+from winnow.records.folder import flatten
 from winnow.report.load import Run
 
 LEVEL = 0.95

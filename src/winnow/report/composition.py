@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+import pandas as pd
+
+from winnow.records.ledger import read
 
 CLEAN = ("in", "near", "far")
 SPOILT = ("wrong", "shuffled", "duplicate")
@@ -27,7 +32,7 @@ def shares(composition: Composition, count: str) -> dict[str, float]:
     """Shares that sum to one.
 
     Args:
-        composition: as :func:`winnow.ledger.composition` gives it.
+        composition: as :func:`winnow.report.composition.composition` gives it.
         count: ``seen``, ``usable``, ``kept`` or ``weight``; of runs of earlier versions all that was seen is usable.
 
     Returns:
@@ -43,7 +48,7 @@ def all_usable(composition: Composition) -> bool:
     """Whether everything that was seen could be chosen.
 
     Args:
-        composition: as :func:`winnow.ledger.composition` gives it.
+        composition: as :func:`winnow.report.composition.composition` gives it.
 
     Returns:
         False if some candidates could not: no response token within ``max_length``, or no finite loss.
@@ -61,3 +66,33 @@ def labelled(names: Iterable[str]) -> bool:
         True if one of the known labels is among them.
     """
     return any(name in ORDER for name in names)
+
+
+def composition(path: Path, by: str | None = None) -> dict[str, dict[str, int | float]]:
+    """What was seen and kept.
+
+    Args:
+        path: as for :func:`read`.
+        by: a column; by default the hidden labels where the stream has them (the noise, or else the
+            group), and the source where it has none.
+
+    Returns:
+        For each value, how many rows were ``seen``, could be chosen (``usable``) and were ``kept``, and their
+        ``weight`` in all.
+    """
+    rows = read(path).to_pandas()
+    if by is None:
+        label = rows["noise"].where(rows["noise"].notna(), rows["group"])
+        rows["of"] = label if label.notna().any() else rows["source"]
+        by = "of"
+    rows["usable"] = rows["valid"].fillna(True).astype(bool)  # ledgers of earlier versions do not say
+    grouped = rows.assign(**{by: rows[by].fillna("-")}).groupby(by)
+    sums = {name: grouped[name].sum() for name in ("usable", "kept", "weight")}
+    table = pd.DataFrame({"seen": grouped.size(), **sums})
+    return {
+        str(name): {
+            **{count: int(row[count]) for count in ("seen", "usable", "kept")},
+            "weight": float(row["weight"]),
+        }
+        for name, row in table.iterrows()
+    }

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from winnow.ledger import composition
+from winnow.report.composition import composition
 
 CURVE = {"budget/examples_trained": "examples", "target/val_nll": "nll"}
 

@@ -12,10 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from winnow.records.shown import plotted
 from winnow.report.compare import Comparison
 from winnow.report.composition import Composition, all_usable, labelled, ordered, shares
 from winnow.report.load import Run
-from winnow.shown import plotted
 
 # Okabe and Ito's colours, told apart by the colour-blind; yellow is left out, too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

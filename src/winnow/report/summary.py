@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from winnow.records.shown import PlainTable, shown
 from winnow.report.composition import CLEAN, SPOILT, all_usable, labelled, ordered, shares
-from winnow.shown import PlainTable, shown
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from winnow.records.shown import PlainTable, shown
 from winnow.report.compare import Comparison, figures
 from winnow.report.composition import all_usable, labelled, ordered, shares
 from winnow.report.load import Run
 from winnow.report.summary import nats, percent
-from winnow.shown import PlainTable, shown
 
 MOST_WARNINGS = 12
 MOST_COLUMNS = 4

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from winnow.hidden import cosines
+from winnow.choice.similarity import cosines
 from winnow.selection import Selection
 from winnow.selectors.base import candidates, given, keep
 from winnow.signals import Needs, Signals

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from winnow.facility import distances, medoids
+from winnow.choice.facility import distances, medoids
 from winnow.selection import Selection
 from winnow.selectors.base import candidates, check_filter_size, coherent, facts, given, keep
 from winnow.signals import Needs, Signals

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from winnow.facility import cluster_sizes, distances, medoids
+from winnow.choice.facility import cluster_sizes, distances, medoids
 from winnow.selection import Selection
 from winnow.selectors.base import candidates, check_filter_size, coherent, given, keep
 from winnow.signals import Needs, Signals

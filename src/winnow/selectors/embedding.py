@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.filters import top
-from winnow.hidden import cosines
+from winnow.choice.filters import top
+from winnow.choice.similarity import cosines
 from winnow.selection import Selection
 from winnow.selectors.base import candidates, check_filter_size, given, keep
 from winnow.signals import Needs, Signals

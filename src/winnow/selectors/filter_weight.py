@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow import filters, weights
+from winnow.choice import filters, weights
 from winnow.selection import Selection
 from winnow.selectors.base import candidates, check_filter_size, coherent, given, keep
 from winnow.signals import Needs, Signals
@@ -28,8 +28,8 @@ class FilterWeight:
     Rule: S = filter(K, b), |S| = k; w = argmin_{w >= 0} 1/2 w'K_SS w - b_S'w; gradient (1/|S|) sum_S w_i g_i.
     Knobs:
         filter_size: candidates kept, k; 1 to data.pool_size.
-        filter: cosine | top | omp | nnls | greedy (winnow.filters).
-        weight: nnls | uniform | proportional | softmax | simplex | box (winnow.weights).
+        filter: cosine | top | omp | nnls | greedy (winnow.choice.filters).
+        weight: nnls | uniform | proportional | softmax | simplex | box (winnow.choice.weights).
         match: metric | target | update | raw: which vectors are matched (docs/METHOD.md).
         ridge: of the solvers and of omp, nnls, greedy; in units of the mean of diag K, >= 0.
         normalise: mean_one (weights of mean one: the step size stays the optimizer's) | none (the solver's scale).

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from winnow.filters import omp, top
+from winnow.choice.filters import omp, top
+from winnow.choice.weights import nnls
 from winnow.selection import Selection
 from winnow.selectors.base import candidates, check_filter_size, coherent, given, keep
 from winnow.signals import Needs, Signals
-from winnow.weights import nnls
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from winnow.filters import top
+from winnow.choice.filters import top
 from winnow.selection import Selection
 from winnow.selectors.base import candidates, check_filter_size, coherent, given, keep
 from winnow.signals import Needs, Signals

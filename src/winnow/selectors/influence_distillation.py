@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from winnow.active_set import minimise
-from winnow.bounded_simplex import minimise_bounded
-from winnow.filters import top
+from winnow.choice.bounded_simplex import minimise_bounded
+from winnow.choice.filters import top
+from winnow.choice.quadratic import minimise
 from winnow.selection import Selection
 from winnow.selectors.base import candidates, check_filter_size, coherent, given, keep
 from winnow.selectors.greats import common_step

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from winnow.sampling import boltzmann
+from winnow.choice.sampling import boltzmann
 from winnow.selection import Selection
 from winnow.selectors.base import candidates, check_filter_size, coherent, given, keep, source_of_chance
 from winnow.selectors.greats import common_step

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from winnow.filters import top
+from winnow.choice.filters import top
 from winnow.selection import Selection
 from winnow.selectors.base import candidates, check_filter_size, facts, keep, source_of_chance
 from winnow.signals import Needs, Signals

@@ -135,7 +135,7 @@ def read_kept(path: str) -> list[dict[str, float]]:
     Raises:
         ValueError: the ledger does not begin at step 0, or has gaps.
     """
-    from winnow.ledger import read  # parquet is read by this selector alone
+    from winnow.records.ledger import read  # parquet is read by this selector alone
 
     table = read(Path(path)).select(["step", "id", "kept", "weight"]).to_pydict()
     steps = sorted(set(table["step"]))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.sampling import without_replacement
+from winnow.choice.sampling import without_replacement
 from winnow.selection import Selection
 from winnow.selectors.base import candidates, check_filter_size, given, keep, source_of_chance
 from winnow.signals import Needs, Signals

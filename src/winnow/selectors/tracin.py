@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.filters import top
+from winnow.choice.filters import top
 from winnow.selection import Selection
 from winnow.selectors.base import by_task, candidates, check_aggregate, check_filter_size, given, keep
 from winnow.signals import Needs, Signals

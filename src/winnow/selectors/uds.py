@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winnow.filters import top
+from winnow.choice.filters import top
+from winnow.choice.weights import standardise
 from winnow.selection import Selection
 from winnow.selectors.base import candidates, check_filter_size, given, keep
 from winnow.signals import Needs, Signals
-from winnow.weights import standardise
 
 
 @dataclass

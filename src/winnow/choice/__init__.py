@@ -1,0 +1,1 @@
+"""Pure functions of K and b: who is kept, with what weight."""

@@ -1,0 +1,238 @@
+"""What comes at every step: which candidates, which target examples; pure functions of the seed and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from winnow.data.encode import Encoded, collate, describe, encode, pad_token_id
+from winnow.data.example import Corpus, Stream
+from winnow.data.pack import Packed
+
+TARGET_ORDERS = ("shared", "round_robin")
+
+
+@lru_cache(maxsize=16)
+def _permutation(size: int, *key: int) -> np.ndarray:
+    return np.random.default_rng(key).permutation(size)
+
+
+class StepSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, step) keys; Lightning calls ``set_epoch`` at the start of every epoch.
+
+    Args:
+        steps: pools in one epoch; None for an endless stream.
+        start: the (epoch, step) to begin at, where a run is resumed.
+    """
+
+    def __init__(self, steps: int | None, start: tuple[int, int] = (0, 0)) -> None:
+        self.steps, self.start, self.epoch = steps, start, start[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch the next iteration belongs to."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Keys of one epoch, from the resumed position on in the epoch that was interrupted."""
+        step = self.start[1] if self.epoch == self.start[0] else 0
+        while self.steps is None or step < self.steps:
+            yield self.epoch, step
+            step += 1
+
+    def __len__(self) -> int:
+        """Pools in one epoch, the resumed ones included: what Lightning counts against.
+
+        Raises:
+            TypeError: the stream is endless.
+        """
+        if self.steps is None:
+            raise TypeError("an endless stream has no length")
+        return self.steps
+
+
+class StepData(Dataset):
+    """The pool and target batch of a step.
+
+    Args:
+        corpus: stream and targets.
+        tokenizer: the model's tokenizer.
+        pool_size: candidates per step, B.
+        target_batch_size: target examples per step, M, shared among the targets by weight.
+        max_length: longest sequence, in tokens.
+        seed: decides the order of stream and targets.
+        packing: join documents into rows of ``max_length`` tokens (pre-training).
+        target_order: ``shared`` | ``round_robin``.
+
+    Raises:
+        ValueError: ``target_order`` is neither.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerBase,
+        pool_size: int,
+        target_batch_size: int,
+        max_length: int,
+        seed: int,
+        packing: bool = False,
+        target_order: str = "shared",
+    ) -> None:
+        if target_order not in TARGET_ORDERS:
+            raise ValueError(f"data.target_order must be one of {', '.join(TARGET_ORDERS)}; got {target_order!r}")
+        self.stream: Stream = corpus.stream
+        self.targets = list(corpus.targets)
+        self.tokenizer, self.max_length, self.seed = tokenizer, max_length, seed
+        self.pool_size = pool_size
+        weights = [target.weight for target in self.targets]
+        self.turns = Turns(weights) if target_order == "round_robin" and weights else None
+        self.rows = share(target_batch_size, weights) if self.turns is None else [target_batch_size] * len(weights)
+        self.packed = Packed(corpus.stream, tokenizer, max_length) if packing else None
+        self.pad = pad_token_id(tokenizer)
+        self.steps = None if corpus.stream.size is None else corpus.stream.size // pool_size
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """Pool and target batch of (epoch, step).
+
+        Args:
+            key: epoch and step within it.
+
+        Returns:
+            ``pool`` and ``target`` token batches, ``meta`` lists for the records, ``truncated`` rows.
+        """
+        epoch, step = key
+        positions = self._positions(epoch, step)
+        if self.packed is not None:
+            drawn = [self.packed[int(position)] for position in positions]
+        else:
+            examples = [self.stream[int(position)] for position in positions]
+            drawn = [(example, encode(example, self.tokenizer, self.max_length)) for example in examples]
+        pool = [row for _, row in drawn]
+        batch: dict[str, Any] = {
+            "key": (epoch, step),
+            "pool": collate(pool, self.pad),
+            "meta": describe([example for example, _ in drawn]),
+            "truncated": torch.tensor([row.truncated for row in pool]),
+        }
+        if self.targets:
+            batch["target"] = self.target_batch(epoch * (self.steps or 0) + step)
+        return batch
+
+    def _positions(self, epoch: int, step: int) -> np.ndarray:
+        positions = np.arange(step * self.pool_size, (step + 1) * self.pool_size)
+        return positions if self.stream.size is None else _permutation(self.stream.size, self.seed, 0, epoch)[positions]
+
+    def pool_ids(self) -> Iterator[list[str]]:
+        """Ids of the candidates of every pool from the first step on, without their tokens.
+
+        Yields:
+            A pool's ids, in order; endlessly, epoch after epoch.
+        """
+        epoch = 0
+        while True:
+            for key in StepSampler(self.steps, (epoch, 0)):
+                positions = [int(position) for position in self._positions(*key)]
+                if self.packed is not None:
+                    yield [self.packed[position][0].id for position in positions]
+                else:
+                    yield [self.stream[position].id for position in positions]
+            epoch += 1
+
+    def target_batch(self, step: int) -> dict[str, torch.Tensor]:
+        """Target batch of a global step: a target's examples in turn, reshuffled when used up.
+
+        With ``target_order=shared`` every target has its rows in every batch; with ``round_robin`` a batch is of one
+        target, and the targets take turns as often as their weights say.
+
+        Args:
+            step: steps since the start of training.
+
+        Returns:
+            A token batch with ``weight``, the share of each row in the target gradient (sum 1), and
+            ``task``, the position of its target.
+        """
+        rows: list[Encoded] = []
+        weight: list[float] = []
+        task: list[int] = []
+        only, turn = (None, step) if self.turns is None else self.turns[step]
+        total = sum(target.weight for number, target in enumerate(self.targets) if only in (None, number))
+        for number, (target, count) in enumerate(zip(self.targets, self.rows, strict=True)):
+            if only not in (None, number):
+                continue
+            for position in range(turn * count, (turn + 1) * count):
+                lap, place = divmod(position, len(target.val))
+                example = target.val[int(_permutation(len(target.val), self.seed, 1 + number, lap)[place])]
+                rows.append(encode(example, self.tokenizer, self.max_length))
+                weight.append(target.weight / total / count)
+                task.append(number)
+        return {**collate(rows, self.pad), "weight": torch.tensor(weight), "task": torch.tensor(task)}
+
+
+class Turns:
+    """Which target has its turn at a step: at every step the one that is furthest behind its share.
+
+    Args:
+        weights: of the targets, > 0.
+
+    Raises:
+        ValueError: a weight is not positive.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        if not all(0 < weight < float("inf") for weight in weights):
+            raise ValueError(f"data target weights must be > 0, got {list(weights)}")
+        self.shares = np.array(weights, dtype=float) / sum(weights)
+        self._taken = np.zeros(len(weights), dtype=int)
+        self._turns: list[tuple[int, int]] = []
+
+    def __getitem__(self, step: int) -> tuple[int, int]:
+        """The target of a step, a pure function of it.
+
+        Args:
+            step: since the start of training.
+
+        Returns:
+            Number of the target, and how many turns it has had before.
+        """
+        while len(self._turns) <= step:
+            behind = self.shares * (len(self._turns) + 1) - self._taken
+            number = int(behind.argmax())
+            self._turns.append((number, int(self._taken[number])))
+            self._taken[number] += 1
+        return self._turns[step]
+
+
+def share(rows: int, weights: Sequence[float]) -> list[int]:
+    """Split the target batch among targets: by weight, largest remainder, at least one row each.
+
+    Args:
+        rows: size of the target batch, M.
+        weights: weight of each target, > 0.
+
+    Returns:
+        Rows per target; they sum to ``rows``.
+
+    Raises:
+        ValueError: fewer rows than targets, or a weight that is not positive.
+    """
+    if not weights:
+        return []
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise ValueError(f"data target weights must be > 0, got {list(weights)}")
+    if rows < len(weights):
+        raise ValueError(f"data.target_batch_size={rows} is smaller than the number of targets ({len(weights)})")
+    exact = np.array(weights, dtype=float) / sum(weights) * rows
+    counts = np.maximum(np.floor(exact).astype(int), 1)
+    while counts.sum() != rows:
+        gap = exact - counts
+        if counts.sum() < rows:
+            counts[int(gap.argmax())] += 1
+        else:
+            counts[int(np.where(counts > 1, gap, np.inf).argmin())] -= 1
+    return counts.tolist()

@@ -1,0 +1,74 @@
+"""Several contributions to one parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from winnow.gradients.factors.base import Factor, Rows
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Several contributions to one parameter, added before any product is taken.
+
+    Args:
+        parts: the contributions, over the same examples.
+    """
+
+    parts: Sequence[Factor]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the parameter."""
+        return self.parts[0].shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision the gradients are held in."""
+        return self.parts[0].dtype
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.parts[0])
+
+    def support(self) -> Int[Tensor, " rows"] | None:
+        """Union of the rows of the parts."""
+        supports = [part.support() for part in self.parts]
+        found = [support for support in supports if support is not None]
+        return torch.cat(found).unique() if len(found) == len(supports) else None
+
+    def rows(self, rows: Rows) -> Float[Tensor, "batch rows *rest"]:
+        """Per-example gradients of some rows, added over the parts."""
+        total = self.parts[0].rows(rows)
+        for part in self.parts[1:]:
+            total += part.rows(rows)
+        return total
+
+    def combine(
+        self, weight: Float[Tensor, " kept"], index: Int[Tensor, " kept"] | None = None
+    ) -> Float[Tensor, "*shape"]:
+        """sum_i weight_i G_{index_i}."""
+        total = self.parts[0].combine(weight, index)
+        for part in self.parts[1:]:
+            total = total + part.combine(weight, index)
+        return total
+
+    def inner(self, direction: Float[Tensor, "*shape"]) -> Float[Tensor, " batch"]:
+        """<G_i, V>."""
+        total = self.parts[0].inner(direction)
+        for part in self.parts[1:]:
+            total = total + part.inner(direction)
+        return total
+
+    def examples(self, index: Rows) -> Sum:
+        """The gradients of some of the examples."""
+        return Sum([part.examples(index) for part in self.parts])
+
+    def to(self, dtype: torch.dtype) -> Sum:
+        """The same gradients in another precision."""
+        return Sum([part.to(dtype) for part in self.parts])

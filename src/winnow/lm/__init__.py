@@ -1,0 +1,1 @@
+"""A token batch and one forward of a language model: losses, hidden states, layouts."""

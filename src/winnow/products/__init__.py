@@ -1,0 +1,1 @@
+"""Inner products of per-example gradients under P: K, b and norms."""

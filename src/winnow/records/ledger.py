@@ -1,0 +1,169 @@
+"""The ledger: a row per candidate and step, in parquet."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from winnow.records.strict_json import replacing
+from winnow.selection import Selection
+
+FLOATS = pa.list_(pa.float32())
+
+SCHEMA = pa.schema([
+    ("step", pa.int64()),
+    ("id", pa.string()),
+    ("source", pa.string()),
+    ("group", pa.string()),
+    ("noise", pa.string()),
+    ("loss", pa.float32()),
+    ("alignment", pa.float32()),
+    ("task_alignment", FLOATS),
+    ("kept", pa.bool_()),
+    ("weight", pa.float32()),
+    ("valid", pa.bool_()),
+])
+
+
+class Ledger:
+    """Writes the ledger of a run, in parts that are each whole on disk, merged at the end.
+
+    The first part written replaces what an earlier run left in the folder, unless it was resumed from.
+
+    Args:
+        folder: the run's folder; parts are kept in ``ledger/``, the merged file is ``ledger.parquet``.
+        flush_every: pools buffered before a part is written.
+
+    Raises:
+        ValueError: ``flush_every`` is less than one.
+    """
+
+    def __init__(self, folder: Path, flush_every: int = 100) -> None:
+        if flush_every < 1:
+            raise ValueError(f"a ledger is flushed every 1 or more pools, got {flush_every}")
+        self.folder, self.flush_every = Path(folder), flush_every
+        self._buffer: list[pa.RecordBatch] = []
+        self._parts = 0
+
+    def append(
+        self,
+        step: int,
+        meta: Mapping[str, Sequence[str]],
+        losses: Tensor,
+        alignment: Tensor | None,
+        selection: Selection,
+        task_alignment: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> None:
+        """Add the rows of one pool.
+
+        Args:
+            step: pools seen before it.
+            meta: ``id``, ``source``, ``group`` and ``noise`` of each candidate.
+            losses: per-example losses, NaN where unknown.
+            alignment: first-order utilities, if they were computed.
+            selection: what was kept.
+            task_alignment: first-order utilities for each target task, a row per task, if they were computed.
+            valid: which candidates could be chosen; unknown if omitted.
+        """
+        size = len(meta["id"])
+        kept = torch.zeros(size, dtype=torch.bool)
+        kept[selection.index.cpu()] = True
+        columns = [
+            pa.array([step] * size, pa.int64()),
+            *(
+                pa.array([value or None for value in meta[name]], pa.string())
+                for name in ("id", "source", "group", "noise")
+            ),
+            _numbers(losses),
+            _numbers(torch.full((size,), torch.nan) if alignment is None else alignment),
+            pa.array(
+                [None] * size if task_alignment is None else task_alignment.detach().float().cpu().T.tolist(), FLOATS
+            ),
+            pa.array(kept.tolist(), pa.bool_()),
+            _numbers(selection.dense(size)),
+            pa.array([None] * size if valid is None else valid.tolist(), pa.bool_()),
+        ]
+        self._buffer.append(pa.record_batch(columns, schema=SCHEMA))
+        if len(self._buffer) >= self.flush_every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring buffered rows to disk as one more part."""
+        if self._buffer:
+            if not self._parts:
+                self._clear()
+            table = pa.Table.from_batches(self._buffer, SCHEMA)
+            _write(table, self._part())
+            self._parts += 1
+            self._buffer = []
+
+    def resume(self, run: Path, step: int) -> None:
+        """Begin with the rows of an earlier run.
+
+        Args:
+            run: its folder; may be the same one.
+            step: the last step whose rows are kept.
+        """
+        rows = read(run).filter(pc.field("step") <= step).combine_chunks()
+        self._buffer, self._parts = [], 0
+        # Whole on disk before the old rows go: they may be the same folder's.
+        begun = self.folder / "ledger-resumed.parquet"
+        _write(rows, begun)
+        self._clear()
+        (self.folder / "ledger").mkdir(parents=True)
+        os.replace(begun, self._part())
+        self._parts = 1
+
+    def close(self) -> None:
+        """Merge all parts into ``ledger.parquet``; does nothing if there is nothing new."""
+        self.flush()
+        if (self.folder / "ledger").is_dir():
+            _write(read(self.folder).combine_chunks(), self.folder / "ledger.parquet")
+            shutil.rmtree(self.folder / "ledger")
+
+    def _part(self) -> Path:
+        return self.folder / "ledger" / f"part-{self._parts:06d}.parquet"
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.folder / "ledger", ignore_errors=True)
+        (self.folder / "ledger.parquet").unlink(missing_ok=True)
+
+
+def _numbers(values: Tensor) -> pa.Array:
+    return pa.array(values.detach().float().cpu().numpy(), pa.float32(), from_pandas=True)
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read(path: Path) -> pa.Table:
+    """A ledger from a file or a run's folder, merged or still in parts.
+
+    Args:
+        path: ``ledger.parquet`` or the folder of a run.
+
+    Returns:
+        All rows, in order.
+
+    Raises:
+        FileNotFoundError: there is no ledger.
+    """
+    path = Path(path)
+    files = [path] if path.is_file() else sorted((path / "ledger").glob("part-*.parquet"))
+    if not files and (path / "ledger.parquet").is_file():
+        files = [path / "ledger.parquet"]
+    if not files:
+        raise FileNotFoundError(f"no ledger in {path}: give a run's folder or its ledger.parquet")
+    return pa.concat_tables([pq.read_table(file, schema=SCHEMA) for file in files])

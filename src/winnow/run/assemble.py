@@ -1,0 +1,228 @@
+"""From a configuration to the objects of a run."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from winnow.callbacks import AtomicCheckpointIO, Records
+from winnow.data import Corpus, SelectionDataModule
+from winnow.data.reach import groups
+from winnow.models import LanguageModel
+from winnow.records.checkpoint import check_fits, read_checkpoint
+from winnow.records.folder import changes
+from winnow.records.preparation import preparation
+from winnow.records.provenance import anonymous
+from winnow.records.table import TABLES
+from winnow.run.instantiate import BuildError, blaming, build, build_all, check_numbers, plain
+from winnow.run.options import check_options
+from winnow.run.schedule import planned_updates, schedule_arguments
+from winnow.selectors.base import Selector, check_filter_size
+from winnow.tracking import careful, forgiving, is_lost
+from winnow.training.module import SelectionModule
+from winnow.training.precision import check_precision
+from winnow.training.stopping import Stop
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Parts:
+    """What a run is made of; filled in one after the other, so that a failure closes what there is."""
+
+    language: LanguageModel = field(init=False)
+    corpus: Corpus = field(init=False)
+    data: SelectionDataModule = field(init=False)
+    module: SelectionModule = field(init=False)
+    trainer: lightning.Trainer = field(init=False)
+    records: Records | None = None
+    logger: Logger | None = None
+    preparation: dict[str, Any] | None = None
+    stop: Stop = field(default_factory=Stop)
+    started: float = field(default_factory=perf_counter)
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse what no component could see: values that were not given, and contradicting choices.
+
+    Args:
+        cfg: the composed configuration.
+
+    Raises:
+        ValueError: a key without a default has no value, ``baseline=`` names one method and ``selector=``
+            another, or ``selector._target_=`` gives a class beside either.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError("no value for " + ", ".join(missing) + ": give " + " ".join(f"{key}=..." for key in missing))
+    if cfg.get("resume_method", "same") not in ("same", "any"):  # scoring has no such key
+        raise ValueError(f"resume_method must be same or any, got {cfg.resume_method!r}")
+    chosen = choices_of_groups()
+    baseline, selector = chosen.get("baseline"), chosen.get("selector")
+    if baseline and selector != baseline:
+        raise ValueError(
+            f"baseline={baseline} and selector={selector} contradict each other: give one of them "
+            f"(selector={baseline} is what baseline={baseline} sets)"
+        )
+    if selector not in (None, "custom") and any(line.lstrip("+").startswith("selector._target_=") for line in given()):
+        raise ValueError(
+            f"selector._target_={cfg.selector._target_} and {'baseline' if baseline else 'selector'}={selector} "
+            f"contradict each other: leave out the latter, and give your class its arguments with "
+            "+selector.<argument>=<value>"
+        )
+
+
+def assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
+    """Build everything, and refuse here whatever would be refused later, before the first evaluation."""
+    check(cfg)
+    check_numbers(SelectionModule, cfg)
+    check_options(plain(cfg))
+    check_precision(cfg.trainer.get("precision"))
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    parts.language = build(cfg.model)
+    parts.corpus = build(cfg.data.corpus)
+    for reason, count in parts.corpus.report.items():
+        log.warning("data: %d examples left out: %s", count, reason)
+    options = {name: value for name, value in plain(cfg.data).items() if name != "corpus"}
+    with blaming("data"):
+        check_numbers(SelectionDataModule, options, "data")
+        parts.data = SelectionDataModule(parts.corpus, parts.language.tokenizer, seed=cfg.seed, **options)
+    parts.preparation = preparation(prepared_by(cfg))
+    selector = build(cfg.selector)
+    if not isinstance(selector, Selector):
+        raise BuildError(
+            f"selector._target_={cfg.selector._target_} is no selector: it needs a property `needs` and "
+            "`__call__(signals, generator)`; see winnow.selectors.base.Selector"
+        )
+    if hasattr(selector, "filter_size"):
+        check_filter_size(selector.filter_size, parts.data.steps.pool_size)
+    if parts.data.steps.turns is not None and len(parts.corpus.targets) > 1:
+        _check_turns(cfg, selector.needs.per_task)
+    if hasattr(selector, "check_groups"):
+        selector.check_groups(*groups(parts.corpus.stream, cfg.seed))
+    if hasattr(selector, "check_stream"):
+        endless = int(cfg.trainer.max_epochs or -1) == -1
+        steps = int(cfg.trainer.max_steps) if endless and int(cfg.trainer.max_steps) > 0 else None
+        selector.check_stream(parts.data.steps.pool_ids(), steps)
+    parts.module = SelectionModule(
+        parts.language.model,
+        selector=selector,
+        scorer=build(cfg.scoring),
+        optimizer=build(cfg.optimizer),
+        scheduler=schedule_of(cfg, parts.data.steps.steps),
+        clip_norm=cfg.clip_norm,
+        max_idle_steps=cfg.max_idle_steps,
+        pools_per_update=cfg.pools_per_update,
+        seed=cfg.seed,
+        record_tasks=cfg.record_tasks,
+    )
+    callbacks = build_all(cfg.get("callbacks"))
+    if isinstance(callbacks.get("records"), Records):
+        parts.records = callbacks["records"]
+    logger = logger_of(cfg)
+    parts.trainer = build(
+        cfg.trainer,
+        callbacks=list(callbacks.values()),
+        logger=logger or False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(folder),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks.values()),
+    )
+    parts.module.trainer = parts.trainer
+    parts.module.on_fit_start()
+    built = parts.module.configure_optimizers()
+    if cfg.ckpt_path:
+        _resume(cfg, parts, built if isinstance(built, torch.optim.Optimizer) else built[0][0])
+    if isinstance(logger, WandbLogger):  # its run begins here; one that could not begin needs no closing
+        with forgiving(logger):
+            logger.experiment.config.update(
+                {**anonymous(plain(cfg)), "choices": choices_of_groups()}, allow_val_change=True
+            )
+        if is_lost(logger):  # Lightning would ask it once more, and fail
+            parts.trainer.loggers, logger = [], None
+    parts.logger = logger
+
+
+def _resume(cfg: DictConfig, parts: Parts, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse a checkpoint that does not fit, and take over the records of the pools it had seen."""
+    path = Path(cfg.ckpt_path).resolve()
+    state = read_checkpoint(cfg.ckpt_path)
+    check_fits(
+        state, parts.module, optimizer, changes(cfg.ckpt_path, anonymous(plain(cfg))), cfg.resume_method == "any"
+    )
+    if 0 < int(cfg.trainer.max_steps) <= state["global_step"]:
+        log.warning(
+            "trainer.max_steps=%d, and ckpt_path=%s has made %d updates already: nothing is left to train",
+            cfg.trainer.max_steps, cfg.ckpt_path, state["global_step"],
+        )  # fmt: skip
+    if parts.records is not None:
+        parts.records.resume(path.parent.parent, int(state["winnow"]["budget"]["steps"]))
+
+
+def schedule_of(cfg: DictConfig, pools: int | None) -> Any:
+    """The learning-rate schedule, over the updates there will be; ``pools`` are those of one pass."""
+    if not cfg.get("scheduler"):
+        return None
+    planned = planned_updates(cfg.trainer.get("max_steps"), cfg.trainer.get("max_epochs"), pools, cfg.pools_per_update)
+    return build(cfg.scheduler, **schedule_arguments(plain(cfg.scheduler), planned))
+
+
+def _check_turns(cfg: DictConfig, per_task: bool) -> None:
+    """Refuse what needs all targets at once where they take turns."""
+    if per_task or cfg.record_tasks:
+        key = "record_tasks=true" if cfg.record_tasks else f"selector={cfg.name}"
+        raise ValueError(
+            f"data.target_order=round_robin has one target per step, and {key} needs all of them: set shared"
+        )
+    if int(cfg.scoring.get("every", 1)) > 1:
+        raise ValueError(
+            f"data.target_order=round_robin has another target at every step, and scoring.every={cfg.scoring.every} "
+            "would pass some of them over: set scoring.every=1, or data.target_order=shared"
+        )
+
+
+def prepared_by(cfg: DictConfig) -> dict[str, str]:
+    """Files that something was spent on before training, by the keys that name them."""
+    named = {"data.subset": cfg.data.get("subset"), "scoring.reference": cfg.scoring.get("reference")}
+    return {key: name for key, name in named.items() if name is not None and Path(name).suffix in TABLES}
+
+
+def logger_of(cfg: DictConfig) -> Logger | None:
+    """The run's logger, with tags of what was chosen; None for ``logger=none``."""
+    if not cfg.get("logger"):
+        return None
+    chosen = choices_of_groups()
+    selector = chosen.get("selector", cfg.name)
+    method = cfg.selector._target_ if selector == "custom" else selector
+    tags = [method, chosen.get("data", ""), chosen.get("model", ""), *cfg.tags]
+    # Only W&B's tags are a list.
+    listed = [tag for tag in dict.fromkeys(tags) if tag]
+    logger: Logger | None = build(cfg.logger, **({"tags": listed} if "wandb" in str(cfg.logger._target_) else {}))
+    return None if logger is None else careful(logger)
+
+
+def choices_of_groups() -> dict[str, str]:
+    """What was chosen from each group; empty outside the command line."""
+    found = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return {str(group): str(choice) for group, choice in found.items() if choice and not str(group).startswith("hydra")}
+
+
+def given() -> list[str]:
+    """The overrides this run was started with; empty outside the command line."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def in_sweep() -> bool:
+    """Whether this run is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

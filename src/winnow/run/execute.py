@@ -1,0 +1,193 @@
+"""One run from its configuration: build, evaluate, fit, evaluate, export, and always close what was opened."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import logging
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import DictConfig
+
+from winnow.callbacks import Records
+from winnow.evaluation import evaluate
+from winnow.records.checkpoint import read_checkpoint
+from winnow.records.folder import FolderInUse, changes, claim, earlier_job, occupied
+from winnow.records.preparation import SPENT
+from winnow.records.provenance import anonymous, provenance
+from winnow.records.status import Status
+from winnow.records.strict_json import write_json
+from winnow.report.composition import composition
+from winnow.report.summary import print_summary, show
+from winnow.run.allocator import keep_freed_memory
+from winnow.run.assemble import Parts, assemble, in_sweep
+from winnow.run.instantiate import BuildError, blaming, plain
+from winnow.run.process import left_as_found
+from winnow.tracking import is_lost, let_go
+from winnow.training.stopping import handled
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Run one configuration to its end, leaving its records in ``cfg.out``.
+
+    A job of a sweep that finished there earlier is skipped, and one that was broken off goes on from its last
+    checkpoint, or begins afresh where there is none.
+
+    Args:
+        cfg: the composed configuration (conf/train.yaml).
+
+    Returns:
+        The mean target test NLL after training, for Hydra's sweepers; None if it was not measured.
+
+    Raises:
+        BuildError: the configuration asks for something that cannot be built, or for a folder in use.
+    """
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    try:
+        with occupied(Path(cfg.out)):
+            return _objective(_in_folder(cfg, Path(cfg.out)))
+    except FolderInUse as error:
+        raise BuildError(str(error)) from error
+
+
+def _in_folder(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """The summary of a run whose folder nobody else writes in."""
+    config = anonymous(plain(cfg))
+    if not in_sweep():
+        claim(folder, cfg.ckpt_path)
+        changed = changes(cfg.ckpt_path, config) if cfg.ckpt_path else []
+        if changed:
+            log.warning("ckpt_path=%s is of a run with other options: %s", cfg.ckpt_path, "; ".join(changed))
+    else:
+        earlier = earlier_job(folder, config)
+        if isinstance(earlier, dict):
+            return earlier
+        if earlier is not None:
+            cfg = copy.deepcopy(cfg)
+            cfg.ckpt_path = earlier
+    write_json(folder / "config.json", config)
+    write_json(folder / "provenance.json", provenance())
+    return _recorded(cfg, folder)
+
+
+def _recorded(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """The run's summary; how it ended is in its status and in its logger, and only then on the screen."""
+    status, parts = Status(folder), Parts()
+    with left_as_found(), handled(parts.stop):
+        try:
+            with blaming(""):
+                assemble(cfg, folder, parts)
+            summary = _execute(cfg, folder, parts)
+        except BaseException as error:
+            known = [folder / "checkpoints" / "last.ckpt", *([Path(cfg.ckpt_path)] if cfg.ckpt_path else [])]
+            resume = next((path for path in known if path.is_file()), None)
+            try:
+                status.failed(error, resume)
+            except OSError as second:  # a full disk: the first error is the one to raise
+                log.error("status.json could not be written: %s", second)
+            _close(parts, failed=True)
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                log.error("the disk of %s is full: free some of it before the run goes on", folder.resolve())
+            if resume is not None:
+                again = (
+                    "the same sweep command once more" if in_sweep() else f"the same command with ckpt_path={resume}"
+                )
+                log.error("This run can go on: %s", again)
+            raise
+        _close(parts, failed=False)
+        status.finished()
+    show(print_summary, summary, folder)
+    return summary
+
+
+def _objective(summary: dict[str, Any]) -> float | None:
+    nll = [value for name, value in summary["after"].items() if name.endswith("/nll")]
+    return sum(nll) / len(nll) if nll else None
+
+
+def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
+    model, module = parts.language.model, parts.module
+    summary: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed, "before": _measure(cfg, parts)}
+    log.info("%s: %d trainable parameters", cfg.name, sum(p.numel() for p in module.parameters() if p.requires_grad))
+    trained = _fit(parts, cfg.ckpt_path)
+    summary["after"] = _measure(cfg, parts) if trained else summary["before"]
+    summary["budget"] = module.budget.state_dict()
+    if parts.preparation is not None:
+        summary["preparation"] = parts.preparation
+    summary["seconds"] = perf_counter() - parts.started
+    if parts.records is not None and parts.records.ledger is not None:
+        parts.records.ledger.close()
+        if module.budget.steps:
+            summary["composition"] = composition(folder)
+    write_json(folder / "summary.json", summary)
+    if cfg.export:
+        model.save_pretrained(str(folder / "model"), safe_serialization=True)
+        parts.language.tokenizer.save_pretrained(folder / "model")
+    if parts.logger is not None:
+        after = {f"test/{name}": value for name, value in summary["after"].items()}
+        before = {f"test_before/{name}": value for name, value in summary["before"].items()}
+        spent = {f"preparation/{name}": (parts.preparation or {})[name] for name in SPENT} if parts.preparation else {}
+        parts.logger.log_metrics({**before, **after, **spent, **module.budget.metrics()})
+    return summary
+
+
+def _measure(cfg: DictConfig, parts: Parts) -> dict[str, float]:
+    parts.module.to(parts.trainer.strategy.root_device)
+    model: Any = parts.language.model
+    return evaluate(
+        model,
+        parts.language.tokenizer,
+        parts.corpus.targets,
+        max_length=parts.data.max_length,
+        **plain(cfg.evaluation),
+    )
+
+
+def _fit(parts: Parts, ckpt_path: str | None) -> bool:
+    """Train; an interrupt comes out as one, and leaves the next one possible. Says whether the model has changed."""
+    if parts.trainer.max_steps == 0 or parts.trainer.max_epochs == 0:
+        log.warning("nothing to train (trainer.max_steps=0 or trainer.max_epochs=0): the model is measured as it is")
+        if ckpt_path:
+            state = read_checkpoint(ckpt_path)
+            parts.module.load_state_dict(state["state_dict"], strict=False)  # frozen parameters are in none
+            parts.module.on_load_checkpoint(state)
+        return bool(ckpt_path)
+    parts.module.train()  # transformers loads models for evaluation, without dropout, and Lightning keeps that
+    parts.module.stop = parts.stop
+    parts.stop.waits = True
+    try:
+        parts.trainer.fit(parts.module, parts.data, ckpt_path=ckpt_path, weights_only=True)
+    except SystemExit as error:
+        # Lightning answers an interrupt with exit(1), which no caller can tell from a failure.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        parts.stop.waits = False
+    parts.stop.obey()
+    return True
+
+
+def _close(parts: Parts, failed: bool) -> None:
+    """Close records and logger, W&B as failed where the run failed; one that fails does not stop the other."""
+    opened: list[Any] = [parts.records, parts.logger]
+    for thing in filter(None, opened):
+        try:
+            if is_lost(thing):
+                let_go(thing)
+                continue
+            if isinstance(thing, WandbLogger):
+                thing.experiment.finish(exit_code=1 if failed else 0)
+            elif isinstance(thing, Records):
+                thing.close()
+            else:
+                thing.finalize("failed" if failed else "success")
+        except Exception:
+            log.exception("closing %s failed", type(thing).__name__)

@@ -1,0 +1,263 @@
+"""One scoring of a stream from its configuration (conf/score.yaml), to a file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import Tensor
+
+from winnow.data import Corpus, Example, SelectionDataModule, collate, encode
+from winnow.data.encode import describe, pad_token_id
+from winnow.lm.layout import response_tokens
+from winnow.offline.checkpoints import Checkpoint, read_checkpoints, warm_up
+from winnow.offline.columns import columns
+from winnow.offline.stream import ONCE, score_stream, stream_needs
+from winnow.records.preparation import Cost, beside, check_file, write_scores
+from winnow.records.provenance import anonymous, provenance
+from winnow.run.assemble import check
+from winnow.run.instantiate import BuildError, blaming, build, check_numbers, plain
+from winnow.run.options import check_options
+from winnow.run.process import left_as_found
+from winnow.signals import Signals
+from winnow.training.module import SelectionModule
+from winnow.training.precision import check_precision
+
+log = logging.getLogger(__name__)
+
+LINES = 10
+"""How often a scoring says how far it is."""
+
+
+def run(cfg: DictConfig) -> Path:
+    """Score one stream and write its scores and the JSON beside them.
+
+    Args:
+        cfg: the composed configuration (conf/score.yaml).
+
+    Returns:
+        The file of scores.
+
+    Raises:
+        BuildError: the configuration asks for something that cannot be built, or for a file that is there.
+    """
+    started = perf_counter()
+    with left_as_found(), blaming(""):
+        check(cfg)
+        _check(cfg)
+        check_options(plain(cfg))
+        check_precision(cfg.trainer.get("precision"))
+        file = Path(cfg.file).expanduser()
+        check_file(file, cfg.overwrite)
+        lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+        corpus: Corpus = build(cfg.data.corpus)
+        name = str(cfg.name) if cfg.method == "selector" else str(cfg.method)
+        table, costs, facts = METHODS[cfg.method](cfg, corpus)
+    # Loading and the target count too: without them there would be no scores.
+    spent = perf_counter() - started
+    costs[-1] = Cost(costs[-1].what, costs[-1].examples, costs[-1].tokens, spent)
+    facts = {"name": name, "seed": cfg.seed, "candidates": len(table), **facts}
+    write_scores(file, table, {**facts, "config": anonymous(plain(cfg)), "provenance": anonymous(provenance())}, costs)
+    _say(file, table, costs, facts)
+    return file
+
+
+def _check(cfg: DictConfig) -> None:
+    if cfg.method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {cfg.method!r}")
+    if cfg.data.get("packing"):
+        raise ValueError("data.packing joins documents into rows, which have no score of their own: set it to false")
+    if cfg.data.get("subset") is not None:
+        raise ValueError(f"data.subset={cfg.data.subset}: a stream is scored whole; set data.subset=null")
+
+
+def _by_texts(cfg: DictConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[Cost], dict[str, Any]]:
+    scorer = build(cfg.ngrams)
+    examples = [corpus.stream[position] for position in range(_count(cfg, corpus))]
+    targets = [(one.weight, [_text(example) for example in _some(cfg, one.val)]) for one in corpus.targets]
+    scores, weights = scorer.scores([_text(example) for example in examples], targets)
+    table = pd.DataFrame({**_who(examples), "valid": np.isfinite(weights), "log_weight": weights, "score": scores})
+    costs = [Cost("n-grams of stream and target (no model)", 0, 0, 0.0)]
+    return table, costs, {"target_examples": sum(len(texts) for _, texts in targets)}
+
+
+def _by_chance(cfg: DictConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[Cost], dict[str, Any]]:
+    examples = [corpus.stream[position] for position in range(_count(cfg, corpus))]
+    drawn = np.random.default_rng(cfg.seed).random(len(examples))
+    return pd.DataFrame({**_who(examples), "score": drawn}), [Cost("random numbers", 0, 0, 0.0)], {}
+
+
+def _by_selector(cfg: DictConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[Cost], dict[str, Any]]:
+    language = build(cfg.model)
+    options = {name: value for name, value in plain(cfg.data).items() if name != "corpus"}
+    with blaming("data"):
+        check_numbers(SelectionDataModule, options, "data")
+        data = SelectionDataModule(corpus, language.tokenizer, seed=cfg.seed, **options)
+    corpus = data.corpus
+    trainer = build(
+        cfg.trainer,
+        logger=False,
+        callbacks=[],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=str(cfg.out),
+    )
+    model = trainer.precision_plugin.convert_module(language.model).to(trainer.strategy.root_device)
+    selector = build(cfg.selector)
+    needs = stream_needs(selector.needs)
+    module = SelectionModule(
+        model,
+        selector=selector,
+        scorer=partial(build(cfg.scoring), every=ONCE, target_ema=0.0, update="two_pass"),
+        optimizer=build(cfg.optimizer),
+        seed=cfg.seed,
+    )
+    module.trainer = trainer
+    module.on_fit_start()
+    optimizer = module.configure_optimizers()
+    checkpoints = read_checkpoints(cfg.ckpt_path)
+    if needs.backward and not checkpoints and cfg.scoring.first_step == "pool" and cfg.scoring.geometry == "auto":
+        raise ValueError(
+            "scoring.first_step=pool takes P from every pool anew, and scores of different pools could not be "
+            "compared: set scoring.first_step=identity, or ckpt_path= to a checkpoint with an optimizer state"
+        )
+    device = trainer.strategy.root_device
+    examples = [corpus.stream[position] for position in range(_count(cfg, corpus))]
+    rows = [encode(example, language.tokenizer, data.max_length) for example in examples]
+    target = _target(cfg, data, device) if needs.target else (None, None, None)
+
+    def pools() -> Iterator[tuple[dict[str, Tensor], Mapping[str, Sequence[str]]]]:
+        size, said = int(data.steps.pool_size), 0
+        for start in range(0, len(rows), size):
+            batch = collate(rows[start : start + size], pad_token_id(language.tokenizer))
+            yield {name: value.to(device) for name, value in batch.items()}, describe(examples[start : start + size])
+            if LINES * (start + size) // len(rows) > said:
+                said = LINES * (start + size) // len(rows)
+                log.info("%s: %d of %d candidates", cfg.name, min(start + size, len(rows)), len(rows))
+
+    found: list[tuple[float, Signals]] = []
+    assert module._scorer is not None
+    states: list[Checkpoint | None] = [*checkpoints] or [None]
+    for checkpoint in states:
+        if checkpoint is not None:
+            checkpoint.load(module, optimizer)
+        with trainer.precision_plugin.train_step_context():
+            signals = score_stream(
+                module._scorer,
+                pools,
+                needs,
+                *target,
+                projection=cfg.projection,
+                projection_seed=cfg.seed,
+                micro_batch=int(data.steps.pool_size),
+            )
+        found.append((1.0 if checkpoint is None else checkpoint.rate, signals))
+    total = sum(rate for rate, _ in found)
+    found = [(rate / total, signals) for rate, signals in found]
+    names = [one.name for one in corpus.targets]
+    table = pd.DataFrame({**_who(examples), **columns(found, selector, names, module._scorer.reduction)})
+    if "score" not in table:
+        log.warning(
+            "%s chooses sets and ranks no single candidate: the file has no column score; rank by another one with "
+            "data.subset_by",
+            cfg.name,
+        )
+    size = 0 if target[0] is None else len(target[0]["labels"])
+    passes = len(found) * (len(names) if cfg.projection is not None else 1)
+    tokens = int(found[0][1].tokens.sum())
+    own = 0 if target[0] is None else int(response_tokens(target[0]).sum())
+    costs = [
+        *warm_up(checkpoints),
+        Cost("scoring", len(table) * passes + size * len(found), tokens * passes + own * len(found), 0.0),
+    ]
+    return (
+        table,
+        costs,
+        {
+            "tokens": tokens,
+            "excluded": int((~found[-1][1].valid).sum()),
+            "truncated": sum(row.truncated for row in rows),
+            "target_examples": size,
+            "checkpoints": [one.facts() for one in checkpoints],
+            "projection": cfg.projection,
+        },
+    )
+
+
+def _target(
+    cfg: DictConfig, data: SelectionDataModule, device: torch.device
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """All target examples as one batch, with weights that give every task its share."""
+    rows, weight, task = [], [], []
+    targets = data.corpus.targets
+    if not targets:
+        raise ValueError(f"selector={cfg.name} needs a target task, and data.corpus has none")
+    whole = sum(one.weight for one in targets)
+    for number, one in enumerate(targets):
+        val = _some(cfg, one.val)
+        rows += [encode(example, data.tokenizer, data.max_length) for example in val]
+        weight += [one.weight / whole / len(val)] * len(val)
+        task += [number] * len(val)
+    batch = {name: value.to(device) for name, value in collate(rows, pad_token_id(data.tokenizer)).items()}
+    return batch, torch.tensor(weight, dtype=torch.float64, device=device), torch.tensor(task, device=device)
+
+
+def _some(cfg: DictConfig, val: Sequence[Example]) -> list[Example]:
+    limit = cfg.target_examples
+    if limit is not None and limit < 1:
+        raise ValueError(f"target_examples must be at least 1, or null for all; got {limit}")
+    return list(val)[:limit]
+
+
+def _count(cfg: DictConfig, corpus: Corpus) -> int:
+    """How many candidates are scored: from the beginning of the stream."""
+    size, asked = corpus.stream.size, cfg.candidates
+    if asked is None:
+        asked = size
+    if asked is None and int(cfg.trainer.max_steps) > 0:
+        asked = int(cfg.trainer.max_steps) * int(cfg.data.pool_size)
+    if asked is None:
+        raise ValueError("the stream is endless: say with candidates= how many of it to score")
+    if asked < 1 or (size is not None and asked > size):
+        raise ValueError(f"candidates must be from 1 to the stream's {size or 'any'}; got {asked}")
+    return int(asked)
+
+
+def _who(examples: Sequence[Example]) -> dict[str, list[Any]]:
+    ids = [example.id for example in examples]
+    twice = len(ids) - len(set(ids))
+    if twice:
+        raise BuildError(f"{twice} of the stream's {len(ids)} ids occur more than once: scores go by id")
+    return {"id": ids, "position": list(range(len(ids))), "source": [example.source for example in examples]}
+
+
+def _text(example: Example) -> str:
+    return f"{example.prompt}\n{example.response}" if example.prompt else example.response
+
+
+def _say(file: Path, table: pd.DataFrame, costs: Sequence[Cost], facts: Mapping[str, Any]) -> None:
+    console = Console()
+    columns = ", ".join(str(name) for name in table.columns)
+    lines = [f"{facts['name']}: {len(table):,} candidates scored; columns {columns}"]
+    if facts.get("excluded"):
+        lines.append(f"{facts['excluded']:,} of them have no response token or no finite loss, and no score")
+    if facts.get("truncated"):
+        lines.append(f"{facts['truncated']:,} of them were cut to max_length")
+    lines += [
+        f"{one.what}: {one.examples:,} examples, {one.tokens:,} response tokens, {one.seconds:.1f} s" for one in costs
+    ]
+    lines += [f"Scores in {file}", f"What they cost in {beside(file)}"]
+    console.print(*lines, sep="\n", soft_wrap=True, highlight=False, markup=False)
+
+
+METHODS = {"selector": _by_selector, "ngrams": _by_texts, "random": _by_chance}

@@ -1,0 +1,1 @@
+"""The Lightning module that trains on what a selector keeps."""
