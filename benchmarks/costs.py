@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from winnow.gradients.factors.outer_product import OuterProduct
-from winnow.products.cost import form_cost, ghost_cost
+from winnow.products.cost import form_cost, token_cost
 from winnow.products.gram import chunks
-from winnow.products.token_products import ghost_gram
+from winnow.products.token_products import token_gram
 
 CHUNK = 2**23
 SHAPES = [
@@ -35,10 +35,10 @@ def measured(rounds: int = 5) -> list[dict[str, Any]]:
     for batch, tokens, rows, columns in SHAPES:
         factor = OuterProduct(torch.randn(batch, tokens, rows), torch.randn(batch, tokens, columns))
         form = _fastest(lambda factor=factor: _form(factor), rounds)
-        ghost = _fastest(lambda factor=factor: ghost_gram(factor, CHUNK), rounds)
+        ghost = _fastest(lambda factor=factor: token_gram(factor, CHUNK), rounds)
         sides = {"batch": batch, "tokens": tokens, "rows": rows, "columns": columns}
         shape = (batch, tokens, rows, columns, False)
-        found.append({**sides, "form": form, "ghost": ghost, "expected": ghost_cost(*shape) / form_cost(*shape)})
+        found.append({**sides, "form": form, "ghost": ghost, "expected": token_cost(*shape) / form_cost(*shape)})
     return found
 
 

@@ -19,10 +19,8 @@ from winnow import optim
 from winnow.geometry import Diagonal, Identity, OneSided, RankOne, geometry_of
 from winnow.geometry.muon import newton_schulz
 from winnow.gradients.factors.base import Factor
-from winnow.gradients.factors.dense import Dense
-from winnow.gradients.factors.maps import multiply_left, multiply_right, scale_sides, times
+from winnow.gradients.factors.dense import Dense, Scaled
 from winnow.gradients.factors.outer_product import OuterProduct
-from winnow.gradients.factors.scaled import Scaled
 from winnow.gradients.factors.scatter import Scatter
 from winnow.gradients.factors.sum import Sum
 from winnow.optim import MuonWithAdamW
@@ -360,16 +358,16 @@ def test_maps_of_factors_are_those_of_their_gradients(name: str) -> None:
     a, b = normal(5, 5, seed=8), normal(2, 2, seed=9)
     a, b = a + a.T, b + b.T
     for got, expected in [
-        (times(factor, -1.5), -1.5 * g),
-        (scale_sides(factor, row, column), row[:, None] * g * column),
-        (multiply_left(factor, a), a @ g),
-        (multiply_right(factor, b), g @ b),
+        (factor.times(-1.5), -1.5 * g),
+        (factor.scale_sides(row, column), row[:, None] * g * column),
+        (factor.multiply_left(a), a @ g),
+        (factor.multiply_right(b), g @ b),
     ]:
         assert relative(got.rows(slice(None)), expected) < 1e-12
         assert relative(got.inner(torch.ones_like(g[0])), expected.flatten(1).sum(1)) < 1e-12
     if name == "outer":
-        assert isinstance(scale_sides(factor, row, column), OuterProduct)
-        assert isinstance(multiply_left(factor, a), OuterProduct)
+        assert isinstance(factor.scale_sides(row, column), OuterProduct)
+        assert isinstance(factor.multiply_left(a), OuterProduct)
 
 
 @pytest.mark.parametrize("kind", ["adafactor", "muon"])

@@ -167,7 +167,7 @@ def test_routed_tokens_are_left_out_of_the_geometry_and_said_to_be(caplog: pytes
     model = toy(Routed())
     pool, target, optimizer = ragged([7, 5, 4]), ragged([6], seed=1), warmed_up(model)
     scorer = Scorer(model, optimizer, target_ema=0.5)
-    with caplog.at_level("WARNING", logger="winnow.scorer.scorer"):
+    with caplog.at_level("WARNING", logger="winnow.scorer"):
         for _ in range(2):
             got = scorer(pool, target, ALL)
     assert len(caplog.records) == 1 and "middle.expert" in caplog.text and "out of the geometry" in caplog.text

@@ -10,9 +10,9 @@ from winnow.geometry.base import Preconditioner
 from winnow.gradients.factors.base import Factor
 from winnow.gradients.factors.dense import LARGE, Dense
 from winnow.gradients.factors.outer_product import OuterProduct
-from winnow.products.mode import Method
+from winnow.products.mode import Mode
+from winnow.products.parcel import Parcel, Tau
 from winnow.products.products import Products
-from winnow.products.tau import Target
 from winnow.scorer import Scorer
 from winnow.selection import Selection
 from winnow.signals import Needs
@@ -31,9 +31,10 @@ def outer(tokens: int) -> OuterProduct:
 
 
 def products(factor: OuterProduct, p: Preconditioner, mode: str = "exact", ask: bool = True) -> tuple[Products, list]:
-    built = Products(NEEDS, len(factor), factor.dtype, CPU, Method(mode, sketch_dim=3, chunk_elements=200))
+    built = Products(NEEDS, len(factor), factor.dtype, CPU, Mode(mode, sketch_dim=3, chunk_elements=200))
     found: list[Factor] = []
-    built.add("w", factor, p, Target(lambda: normal(12, 10, seed=2)), on_formed=found.append if ask else None)
+    tau = Tau(lambda: normal(12, 10, seed=2))
+    built.add(Parcel("w", factor, p, tau, on_formed=found.append if ask else None))
     built.finish()
     return built, found
 
@@ -92,6 +93,6 @@ def test_a_pool_under_lora_is_held_as_gradients_and_not_as_activations() -> None
     model = build("llama", lora=True).eval()  # dropout would take a second pass
     scorer = Scorer(model, warmed_up(model), update="one_pass")
     scorer(ragged([60, 50, 40], [2, 4, 3]), ragged([50, 40], seed=1), Needs(alignment=1, gram=1))
-    assert scorer._kept is not None
-    assert {type(factor) for factor in scorer._kept._factors.values()} == {Dense}
+    assert scorer.holds_update
+    assert {type(factor) for factor in scorer._update.held.factors.values()} == {Dense}
     assert scorer.weighted_gradients(Selection(torch.tensor([1]), torch.ones(1))).keys() == scorer.parameters.keys()

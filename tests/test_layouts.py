@@ -336,7 +336,7 @@ def test_a_candidate_that_is_not_valid_is_refused(index: list[int], words: str) 
 @pytest.mark.parametrize(("family", "tied"), [("gemma", True), ("llama", False)])
 def test_what_all_leaves_out_is_said_with_its_share(family: str, tied: bool, caplog: pytest.LogCaptureFixture) -> None:
     model = without_dropout(build(family))
-    with double(), caplog.at_level(logging.INFO, logger="winnow.scorer.scorer"):
+    with double(), caplog.at_level(logging.INFO, logger="winnow.scorer"):
         scorer = Scorer(model, warmed_up(model))
         for _ in range(2):
             scorer(POOL, TARGET, NEEDS)

@@ -68,7 +68,7 @@ def test_bf16_scores_as_float32_on_the_same_weights(
     precision: str, float32: tuple[Signals, Selection, dict[str, Tensor]], caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, chosen, update = float32
-    with caplog.at_level(logging.WARNING, logger="winnow.scorer.scorer"):
+    with caplog.at_level(logging.WARNING, logger="winnow.scorer"):
         half, chosen_half, update_half = scored(precision)
     assert not caplog.records, "good numbers raise no doubts"
     assert half.gram is not None and half.alignment is not None
@@ -165,12 +165,12 @@ def test_alignments_are_bounded_by_the_lengths_whatever_the_way_they_are_taken(
         seen.append(given)
         return doubts(*given)
 
-    monkeypatch.setattr("winnow.scorer.scorer.doubts", record)
+    monkeypatch.setattr("winnow.scorer.checks.doubts", record)
     pool = {key: value[:5] for key, value in POOL.items()}
     one = {key: torch.cat([value[:1]] * 4) for key, value in POOL.items()}
     scorer = Scorer(model, optimizer, layers="last:1", **options)
     needs = FilterWeight(filter_size=2, match=match).needs
-    with caplog.at_level(logging.WARNING, logger="winnow.scorer.scorer"):
+    with caplog.at_level(logging.WARNING, logger="winnow.scorer"):
         # A target that is a candidate meets the bound itself.
         scorer(pool, {key: value[:1] for key, value in POOL.items()}, needs)
         _, gram, alignment, square, _ = seen[0]

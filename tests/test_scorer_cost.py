@@ -22,7 +22,7 @@ POOL, TARGET = ragged([6, 6, 6]), ragged([6, 6], seed=1)
 def spoken(caplog: pytest.LogCaptureFixture, **options: object) -> list[str]:
     model = build("llama")
     scorer = Scorer(model, torch.optim.SGD(model.parameters()), **options)  # type: ignore[arg-type]
-    with caplog.at_level(logging.INFO, "winnow.scorer.scorer"):
+    with caplog.at_level(logging.INFO, "winnow.scorer"):
         for _ in range(2):
             scorer(POOL, TARGET, Needs(alignment=0, gram=0))
     return [record.getMessage() for record in caplog.records if "K and b of linear maps" in record.getMessage()]

@@ -18,11 +18,11 @@ from winnow.gradients.factors.outer_product import OuterProduct
 from winnow.gradients.factors.scatter import Scatter
 from winnow.gradients.factors.sum import Sum
 from winnow.lm.losses import example_losses
-from winnow.products.mode import Method
+from winnow.products.mode import Mode
+from winnow.products.parcel import Parcel, Tau
 from winnow.products.products import Products
 from winnow.products.sketch import Sketch
-from winnow.products.tau import Target
-from winnow.products.token_products import ghost_is_cheaper
+from winnow.products.token_products import tokens_are_cheaper
 from winnow.scorer import Scorer, TargetNotFinite
 from winnow.selection import Selection
 from winnow.signals import Needs, Signals
@@ -197,8 +197,8 @@ def products(
 ) -> Products:
     """K and b of one parameter; tau is the weighted sum of ``examples``."""
     examples = outer(seed=20, batch=3) if examples is None else examples
-    built = Products(needs, len(factor), torch.float64, torch.device("cpu"), Method(**options))
-    built.add("w", factor, p, Target(lambda: examples.combine(SHARES), lambda: examples, SHARES))
+    built = Products(needs, len(factor), torch.float64, torch.device("cpu"), Mode(**options))
+    built.add(Parcel("w", factor, p, Tau(lambda: examples.combine(SHARES), lambda: examples, SHARES)))
     return built
 
 
@@ -223,15 +223,15 @@ def test_token_products_are_exact(mode: str, tokens: int, form: str) -> None:
 
 
 def test_token_products_where_they_are_cheap_and_never_where_tokens_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ghost_is_cheaper(outer(tokens=2, rows=200, columns=200), alignment=False)
-    assert not ghost_is_cheaper(outer(tokens=40), alignment=False)
+    assert tokens_are_cheaper(6, 2, torch.Size((200, 200)), alignment=False)
+    assert not tokens_are_cheaper(6, 40, torch.Size((12, 10)), alignment=False)
     taken: list[int] = []
 
     def record(factor: OuterProduct, chunk_elements: int) -> Tensor:
         taken.append(factor.left.shape[1])
         return torch.zeros(len(factor), len(factor), dtype=torch.float64)
 
-    monkeypatch.setattr("winnow.products.products.ghost_gram", record)
+    monkeypatch.setattr("winnow.products.formed.token_gram", record)
     for mode in ("ghost", "auto", "exact"):
         for tokens in (2, 40):
             products(outer(tokens), Identity(), Needs(gram=0), mode=mode)
@@ -293,10 +293,10 @@ def test_a_sketch_is_the_projection_of_the_gradient(kind: str) -> None:
     scatter = Scatter(torch.tensor([[0, 11, 11], [5, 2, 5]]), normal(2, 3, 10), 12)
     dense, plain = Dense(normal(2, 12, 10, seed=4)), outer(batch=2)
     factor: Factor = {"outer": plain, "scatter": scatter, "dense": dense, "sum": Sum([plain, scatter, dense])}[kind]
-    sketch = Sketch("w", factor.shape, 4, 0, torch.device("cpu"), torch.float64)
+    sketch = Sketch("w", factor.shape, 4, 0, torch.device("cpu"), torch.float64, 50)
     r, q = projections(sketch)
     g = factor.rows(slice(None))
-    assert relative(sketch.factor(factor, 50), (r.T @ g @ q).flatten(1)) < 1e-12
+    assert relative(sketch.factor(factor), (r.T @ g @ q).flatten(1)) < 1e-12
     assert relative(sketch.tensor(g[0]), (r.T @ g[0] @ q).flatten()) < 1e-12
     other = Sketch("v", factor.shape, 4, 0, torch.device("cpu"), torch.float64)
     assert not torch.equal(sketch.rows.signs, other.rows.signs), "parameters have signs of their own"  # type: ignore[arg-type]
@@ -315,9 +315,10 @@ def test_sketching_candidates_and_target_as_one_changes_nothing(form: str, gram:
             len(pool),
             torch.float64,
             torch.device("cpu"),
-            Method("sketch", sketch_dim=3),
+            Mode("sketch", sketch_dim=3),
         )
-        built.add("w", pool, p, Target(lambda: examples.combine(SHARES), lambda: examples, SHARES, together))
+        tau = Tau(lambda: examples.combine(SHARES), lambda: examples, SHARES, together)
+        built.add(Parcel("w", pool, p, tau))
         built.finish()
         found.append(built)
     assert relative(found[0].gram, found[1].gram) < 1e-12  # type: ignore[arg-type]

@@ -121,7 +121,7 @@ def test_dropout_takes_a_second_pass_and_says_so_once(caplog: pytest.LogCaptureF
     model = build("gpt2")
     pool, target = ragged([7, 5, 6]), ragged([9, 4], seed=1)
     scorer = Scorer(model, warmed_up(model), update="auto")
-    with caplog.at_level(logging.WARNING, logger="winnow.scorer.scorer"):
+    with caplog.at_level(logging.WARNING, logger="winnow.scorer"):
         for _ in range(3):
             scorer(pool, target, NEEDS)
             assert not scorer.holds_update
@@ -169,7 +169,7 @@ def test_a_module_that_cannot_be_captured_takes_a_second_pass(odd: Any, caplog: 
     optimizer = warmed_up(model)
     plain = Scorer(model, optimizer, layers="self_attn")(pool, target, NEEDS)
     scorer = Scorer(model, optimizer, layers="self_attn", update="auto")
-    with caplog.at_level(logging.WARNING, logger="winnow.scorer.scorer"):
+    with caplog.at_level(logging.WARNING, logger="winnow.scorer"):
         for _ in range(2):
             signals = scorer(pool, target, NEEDS)
             assert not scorer.holds_update

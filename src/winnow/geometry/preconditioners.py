@@ -10,9 +10,6 @@ from torch import Tensor
 
 from winnow.geometry.base import Preconditioner
 from winnow.gradients.factors.base import Factor
-from winnow.gradients.factors.maps import multiply_left, multiply_right, scale_sides, times
-from winnow.gradients.factors.scaled import Scaled
-from winnow.gradients.factors.scatter import Scatter
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Diagonal:
         if power == 0:
             return factor
         scale = self.power(power).to(factor.dtype)
-        return factor.scaled(scale) if isinstance(factor, Scatter) else Scaled(factor, scale)
+        return factor.scaled(scale)
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ class RankOne:
         if power == 0:
             return factor
         row, column = (_power(side, power).to(factor.dtype) for side in (self.row, self.column))
-        return scale_sides(factor, row, column)
+        return factor.scale_sides(row, column)
 
 
 @dataclass(frozen=True)
@@ -188,7 +185,8 @@ class OneSided:
         """
         if power == 0:
             return factor
-        return (multiply_right if self.right else multiply_left)(factor, self.power(power).to(factor.dtype))
+        matrix = self.power(power).to(factor.dtype)
+        return factor.multiply_right(matrix) if self.right else factor.multiply_left(matrix)
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ class Multiple:
         Returns:
             The scaled gradients.
         """
-        return factor if power == 0 else self.inner.factor(times(factor, self.scale**power), power)
+        return factor if power == 0 else self.inner.factor(factor.times(self.scale**power), power)
 
 
 def scaled(preconditioner: Preconditioner, scale: float) -> Preconditioner:

@@ -2,9 +2,8 @@
 
 from winnow.gradients.capture import Capture
 from winnow.gradients.factors.base import Factor
-from winnow.gradients.factors.dense import Dense
+from winnow.gradients.factors.dense import Dense, Scaled
 from winnow.gradients.factors.outer_product import OuterProduct
-from winnow.gradients.factors.scaled import Scaled
 from winnow.gradients.factors.scatter import Scatter
 from winnow.gradients.factors.sum import Sum
 

@@ -9,48 +9,62 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from winnow.gradients.capture import Capture, OnGradient
+from winnow.lm.forward import Forward
 from winnow.lm.layout import Batch, response_tokens, right_padded
-from winnow.lm.losses import example_losses
 from winnow.lm.packing import Packing
 
 
 def backward_through(
-    model: nn.Module,
+    forward: Forward,
     parameters: Mapping[str, nn.Parameter],
     batch: Batch,
-    reduction: str,
     on_gradient: OnGradient,
-    prepare: Callable[[Tensor], Tensor] | None = None,
-    packing: Packing | None = None,
+    *,
+    counts: Callable[[Tensor], Tensor] = torch.isfinite,
     hold: bool = False,
 ) -> Float[Tensor, " batch"]:
     """Losses of a batch, and the gradients of those that are finite.
 
+    A batch that is laid in rows goes padded after all where a loss is not finite, which may have spoilt its neighbours
+    in the row, or where rows are as long as there are attention heads.
+
     Args:
-        model: the model.
+        forward: the model.
         parameters: the parameters wanted, by name.
         batch: the examples, padded wherever.
-        reduction: ``mean`` | ``sum`` over an example's response tokens.
         on_gradient: called with each parameter's gradients, on the way unless ``hold``.
-        prepare: called with the losses before the backward; says which examples' gradients count.
-            Those of finite loss, if omitted.
-        packing: the batch in rows, to go through the model in place of its padding. The batch goes padded
-            after all where a loss is not finite, which may have spoilt its neighbours in the row, or where
-            rows are as long as there are attention heads.
-        hold: call ``on_gradient`` when the backward is through.
+        counts: called with the losses before the backward; says which examples' gradients count.
+        hold: call ``on_gradient`` after the backward.
 
     Returns:
         The losses, detached.
     """
     batch = right_padded(batch)
+    rows = forward.rows(batch)
+    losses = None if rows is None else _through(forward, rows, parameters, batch, on_gradient, counts, hold)
+    if losses is None:
+        losses = _through(forward, None, parameters, batch, on_gradient, counts, hold)
+    assert losses is not None
+    return losses
+
+
+def _through(
+    forward: Forward,
+    rows: Packing | None,
+    parameters: Mapping[str, nn.Parameter],
+    batch: Batch,
+    on_gradient: OnGradient,
+    counts: Callable[[Tensor], Tensor],
+    hold: bool,
+) -> Float[Tensor, " batch"] | None:
     size, tokens = batch["input_ids"].shape
-    with torch.enable_grad(), Capture(model, parameters, size, tokens, on_gradient, packing, hold) as capture:
-        losses = example_losses(model, batch, reduction) if packing is None else packing.losses(model, reduction)
-        if packing is None or (
-            not capture.ambiguous and bool((losses.isfinite() | (response_tokens(batch) == 0)).all())
+    with torch.enable_grad(), Capture(forward.model, parameters, size, tokens, on_gradient, rows, hold) as capture:
+        losses = forward.losses(batch) if rows is None else rows.losses(forward.model, forward.reduction)
+        if rows is not None and (
+            capture.ambiguous or not bool((losses.isfinite() | (response_tokens(batch) == 0)).all())
         ):
-            valid = losses.detach().isfinite() if prepare is None else prepare(losses.detach())
-            if bool(valid.any()):
-                capture.backward(torch.where(valid, losses, 0).sum(), valid)
-            return losses.detach()
-    return backward_through(model, parameters, batch, reduction, on_gradient, prepare, hold=hold)
+            return None
+        valid = counts(losses.detach())
+        if bool(valid.any()):
+            capture.backward(torch.where(valid, losses, 0).sum(), valid)
+        return losses.detach()

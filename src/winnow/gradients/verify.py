@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from winnow.gradients.capture import Capture
 from winnow.gradients.factors.base import Factor
 from winnow.gradients.factors.precision import accumulation_dtype
+from winnow.lm.forward import Forward
 from winnow.lm.layout import KEYS, Batch, right_padded
-from winnow.lm.losses import example_losses
-from winnow.lm.packing import Packing
 
 TOLERANCE = {
     torch.float64: 1e-6,
@@ -28,23 +27,15 @@ class GradientMismatch(RuntimeError):
     """The captured gradient of some parameter is not the one autograd computes."""
 
 
-def verify_gradients(
-    model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    batch: Batch,
-    reduction: str = "mean",
-    packing: Packing | None = None,
-) -> None:
+def verify_gradients(forward: Forward, parameters: Mapping[str, nn.Parameter], batch: Batch) -> None:
     """Compare captured gradients with autograd's own, on a weighted sum of the examples' losses.
 
     Every example has a weight of its own, so that gradients attributed to the wrong example show too.
 
     Args:
-        model: the model, as it is scored (dropout off).
+        forward: the model, as it is scored (dropout off); autograd's own gradients are of padded examples.
         parameters: the parameters that take part in the geometry.
         batch: a few examples, each with response tokens and a finite loss.
-        reduction: of the example losses.
-        packing: the examples in rows, if they are scored so; autograd's own gradients are of the padded ones.
 
     Raises:
         GradientMismatch: a parameter's gradients disagree: it is used outside its module's own call.
@@ -59,16 +50,17 @@ def verify_gradients(
         precision.add(factor.dtype)
         captured[name] = factor.to(accumulation_dtype(factor.dtype)).combine(weight)
 
-    with torch.enable_grad(), Capture(model, parameters, size, length, keep, packing) as capture:
-        losses = example_losses(model, batch, reduction) if packing is None else packing.losses(model, reduction)
+    rows = forward.rows(batch)
+    with torch.enable_grad(), Capture(forward.model, parameters, size, length, keep, rows) as capture:
+        losses = forward.losses(batch) if rows is None else rows.losses(forward.model, forward.reduction)
         if not capture.ambiguous:
             capture.backward(losses.sum())
     if capture.ambiguous:
-        verify_gradients(model, parameters, batch, reduction)
+        verify_gradients(Forward(forward.model, forward.reduction), parameters, batch)
         return
     # Rounding anywhere reaches every gradient, so the coarsest precision sets the tolerance.
     tolerance = max((TOLERANCE[dtype] for dtype in precision), default=0.0)
-    for name, (expected, scale) in _autograd(model, parameters, batch, reduction, weight).items():
+    for name, (expected, scale) in _autograd(forward, parameters, batch, weight).items():
         got = captured.get(name, torch.zeros_like(expected)).to(expected.dtype)
         error, norm = float((got - expected).norm()), float(expected.norm())
         # A gradient that is zero but for rounding (a key's bias) is compared with the whole gradient.
@@ -81,16 +73,15 @@ def verify_gradients(
 
 
 def share_left_out(
-    model: nn.Module, left_out: Collection[str], trainable: Mapping[str, nn.Parameter], batch: Batch, reduction: str
+    forward: Forward, left_out: Collection[str], trainable: Mapping[str, nn.Parameter], batch: Batch
 ) -> float:
     """How much of the examples' gradients lies in some parameters, by autograd, an example at a time.
 
     Args:
-        model: the model, as it is scored (dropout off).
+        forward: the model, as it is scored (dropout off).
         left_out: names of the parameters that take no part.
         trainable: all that are trained, by name.
         batch: a few examples, each with response tokens and a finite loss.
-        reduction: ``mean`` | ``sum`` over an example's response tokens.
 
     Returns:
         Share of the sum of squared gradient norms under P = I, the trace of K over all parameters; 0 without gradients.
@@ -99,7 +90,7 @@ def share_left_out(
     for row in range(len(batch["labels"])):
         one = {key: batch[key][row : row + 1] for key in KEYS}
         weight = torch.ones(1, device=batch["labels"].device)
-        for name, (gradient, _) in _autograd(model, trainable, one, reduction, weight).items():
+        for name, (gradient, _) in _autograd(forward, trainable, one, weight).items():
             square = float(gradient.square().sum())
             total += square
             outside += square if name in left_out else 0.0
@@ -107,19 +98,18 @@ def share_left_out(
 
 
 def _autograd(
-    model: nn.Module,
+    forward: Forward,
     parameters: Mapping[str, nn.Parameter],
     batch: Batch,
-    reduction: str,
     weight: Float[Tensor, " batch"],
 ) -> dict[str, tuple[Tensor, float]]:
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    flags = [(parameter, parameter.requires_grad) for parameter in forward.model.parameters()]
     chosen = {id(parameter) for parameter in parameters.values()}
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(id(parameter) in chosen)
         with torch.enable_grad():
-            losses = example_losses(model, batch, reduction)
+            losses = forward.losses(batch)
             loss = (losses * weight.to(losses.dtype)).sum()
             grads = torch.autograd.grad(
                 loss,

@@ -1,8 +1,8 @@
-"""Gradients of batches that go through the model a few examples at a time, for pools larger than memory."""
+"""The weighted sum of a batch's gradients, a few examples at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -12,29 +12,25 @@ from winnow.gradients.backward import backward_through
 from winnow.gradients.factors.base import Factor
 from winnow.gradients.factors.precision import accumulation_dtype
 from winnow.lm.batch import pieces
+from winnow.lm.forward import Forward
 from winnow.lm.layout import Batch
-from winnow.lm.packing import Packing
 
 
 def weighted_sum(
-    model: nn.Module,
+    forward: Forward,
     parameters: Mapping[str, nn.Parameter],
     batch: Batch,
     size: int,
-    reduction: str,
     weight: Float[Tensor, " batch"] | None = None,
-    packing: Callable[[Batch], Packing | None] = lambda batch: None,
 ) -> tuple[Float[Tensor, " batch"], dict[str, Tensor]]:
     """sum_i weight_i g_i over the examples of finite loss, without a graph of more than a few.
 
     Args:
-        model: the model.
+        forward: the model.
         parameters: the parameters wanted, by name.
         batch: the examples.
         size: examples at a time.
-        reduction: ``mean`` | ``sum`` over an example's response tokens.
         weight: of each example, >= 0; those of weight zero are not looked at. One each if omitted.
-        packing: lays a batch in rows, or leaves it padded.
 
     Returns:
         The losses, and the sum by name; a parameter that no loss reached is missing.
@@ -42,15 +38,15 @@ def weighted_sum(
     total: dict[str, Tensor] = {}
     found: list[Tensor] = []
     weight = torch.ones(len(batch["labels"]), device=batch["labels"].device) if weight is None else weight
-    for rows, few in pieces(batch, size):
+    for rows, micro_batch in pieces(batch, size):
         share = weight[rows]
 
-        def prepare(losses: Tensor, share: Tensor = share) -> Tensor:
+        def counts(losses: Tensor, share: Tensor = share) -> Tensor:
             return losses.isfinite() & (share > 0)
 
         def add(name: str, factor: Factor, share: Tensor = share) -> None:
             part = factor.to(accumulation_dtype(factor.dtype)).combine(share)
             total[name] = total[name] + part if name in total else part
 
-        found.append(backward_through(model, parameters, few, reduction, add, prepare, packing(few)))
+        found.append(backward_through(forward, parameters, micro_batch, add, counts=counts))
     return torch.cat(found), total

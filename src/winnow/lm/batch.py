@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from winnow.lm.layout import KEYS, Batch, response_tokens, right_padded
@@ -29,6 +30,44 @@ def concatenate(first: Batch, second: Batch) -> dict[str, Tensor]:
         key: torch.cat([F.pad(batch[key], (0, length - batch[key].shape[1]), value=value) for batch in (first, second)])
         for key, value in fill.items()
     }
+
+
+@dataclass(frozen=True)
+class TargetBatch:
+    """Examples of the target tasks, and how much each counts.
+
+    Args:
+        tokens: the examples.
+        share: of each in the target loss, summing to one; zero for those without a response token.
+        task: number of each example's task, from 0.
+    """
+
+    tokens: Batch
+    share: Float[Tensor, " target"]
+    task: Int[Tensor, " target"]
+
+    @classmethod
+    def of(
+        cls,
+        tokens: Batch,
+        weight: Float[Tensor, " target"] | None = None,
+        task: Int[Tensor, " target"] | None = None,
+    ) -> TargetBatch:
+        """Weigh a batch.
+
+        Args:
+            tokens: the examples, padded wherever.
+            weight: weight of each, >= 0; equal weights when omitted.
+            task: number of each one's task; one task when omitted.
+
+        Returns:
+            The batch with its shares.
+
+        Raises:
+            ValueError: the weights do not fit the batch, or leave nothing.
+        """
+        share = target_shares(tokens, weight)
+        return cls(tokens, share, torch.zeros_like(share, dtype=torch.long) if task is None else task.to(share.device))
 
 
 def target_shares(target: Batch, weight: Float[Tensor, " target"] | None) -> Float[Tensor, " target"]:

@@ -7,20 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from winnow.gradients.weighted_sum import weighted_sum
-from winnow.lm.batch import pieces, target_shares
+from winnow.lm.batch import TargetBatch, pieces
+from winnow.lm.forward import Forward
 from winnow.lm.layout import Batch, take
 from winnow.lm.quiet import quiet
 from winnow.products.count_sketch import CountSketch
 from winnow.scorer import Scorer, TargetNotFinite
-from winnow.scorer.pool_pass import TASK
 from winnow.signals import Needs, Signals
-
-ONCE = 2**31
-"""``every`` of a scorer whose target gradient is computed once."""
 
 Pools = Callable[[], Iterable[tuple[Batch, Mapping[str, Sequence[str]]]]]
 """Gives the stream's pools from its beginning at every call, each a token batch and its facts."""
@@ -44,9 +40,7 @@ def score_stream(
     scorer: Scorer,
     pools: Pools,
     needs: Needs,
-    target: Batch | None = None,
-    target_weight: Float[Tensor, " target"] | None = None,
-    target_task: Int[Tensor, " target"] | None = None,
+    target: TargetBatch | None = None,
     *,
     projection: int | None = None,
     projection_seed: int = 0,
@@ -57,12 +51,10 @@ def score_stream(
     The target's gradient, or its hidden states, are taken once, of all target examples given.
 
     Args:
-        scorer: built with ``every=ONCE`` and without ``target_ema``.
+        scorer: built with ``every=None`` and without ``target_ema``.
         pools: the stream.
         needs: what to compute, see :func:`stream_needs`.
         target: target examples; None where ``needs.target`` is false.
-        target_weight: weight of each; equal weights when omitted.
-        target_task: number of each one's task, from 0; one task when omitted.
         projection: take alignments and norms from random projections of this size (CountSketch), a pass over the
             stream per task; None for exact ones.
         projection_seed: of the projections.
@@ -81,13 +73,14 @@ def score_stream(
     gradients: list[dict[str, Tensor]] = []
     if needs.alignment is not None:
         assert target is not None
-        gradients = hold_target(scorer, target, target_weight, target_task, micro_batch, by_task=needs.per_task)
+        gradients = hold_target(scorer, target, micro_batch, by_task=needs.per_task)
     if needs.target_hidden:
         assert target is not None
         more["target_hidden"] = torch.cat([
-            _given(scorer(few, None, Needs(hidden=needs.hidden)).hidden) for _, few in pieces(target, micro_batch)
+            _given(scorer(piece, None, Needs(hidden=needs.hidden)).hidden)
+            for _, piece in pieces(target.tokens, micro_batch)
         ])
-        more["target_share"] = target_shares(target, target_weight).cpu()
+        more["target_share"] = target.share.cpu()
     own = replace(needs, target_hidden=False)
     if projection is None:
         return replace(_joined([_moved(scorer(pool, None, own, meta=meta)) for pool, meta in pools()]), **more)
@@ -96,19 +89,15 @@ def score_stream(
 
 def hold_target(
     scorer: Scorer,
-    target: Batch,
-    weight: Float[Tensor, " target"] | None,
-    task: Int[Tensor, " target"] | None,
+    target: TargetBatch,
     micro_batch: int,
     by_task: bool = False,
 ) -> list[dict[str, Tensor]]:
     """Compute the target gradient in pieces, and have the scorer use it from now on.
 
     Args:
-        scorer: built with ``every=ONCE``.
+        scorer: built with ``every=None``.
         target: target examples, of any number.
-        weight: weight of each.
-        task: number of each one's task.
         micro_batch: examples that go through the model at a time.
         by_task: keep the tasks' own gradients too.
 
@@ -118,35 +107,22 @@ def hold_target(
     Raises:
         TargetNotFinite: a loss or gradient is not finite.
     """
-    share = target_shares(target, weight)
-    task = torch.zeros_like(share, dtype=torch.long) if task is None else task.to(share.device)
+    share, forward = target.share, Forward(scorer.model, scorer.reduction)
     means: list[dict[str, Tensor]] = []
     held: dict[str, Tensor] = {}
-    for number in range(int(task.max()) + 1):
-        rows = ((task == number) & (share > 0)).nonzero().squeeze(1)
+    for number in range(int(target.task.max()) + 1):
+        rows = ((target.task == number) & (share > 0)).nonzero().squeeze(1)
         portion = float(share[rows].sum())
+        own = share[rows] / max(portion, torch.finfo(share.dtype).tiny)
         with quiet(scorer.model):
-            losses, mean = weighted_sum(
-                scorer.model,
-                scorer.parameters,
-                take(target, rows),
-                micro_batch,
-                scorer.reduction,
-                share[rows] / max(portion, torch.finfo(share.dtype).tiny),
-            )
+            losses, mean = weighted_sum(forward, scorer.parameters, take(target.tokens, rows), micro_batch, own)
         if not bool(losses.isfinite().all()) or not all(bool(part.isfinite().all()) for part in mean.values()):
             raise TargetNotFinite("the loss or the gradient of the target examples is not finite")
         means.append(mean)
         for name, gradient in mean.items():
             held[name] = held[name] + portion * gradient if name in held else portion * gradient
-            if by_task:
-                held[f"{name}{TASK}{number}"] = gradient
-    _load(scorer, held, len(means) if by_task else 0)
+    scorer.target.hold(held, means if by_task else ())
     return means
-
-
-def _load(scorer: Scorer, gradients: Mapping[str, Tensor], tasks: int) -> None:
-    scorer.load_state_dict({"target": {"updates": 1, "age": 0, "gradients": dict(gradients)}, "tasks": tasks})
 
 
 def _projected(
@@ -163,7 +139,7 @@ def _projected(
     found: list[Signals] = []
     lengths: list[Tensor] = []
     for gradients in tasks:
-        _load(scorer, gradients, 0)
+        scorer.target.hold(gradients)
         parts = []
         for pool, meta in pools():
             signals = scorer(pool, None, sketched, meta=meta)

@@ -8,8 +8,6 @@ from typing import Any
 from torch import nn
 
 from winnow.gradients.factors.base import Factor
-from winnow.gradients.factors.outer_product import OuterProduct
-from winnow.gradients.factors.sum import Sum
 
 
 def form_cost(size: int, length: int, rows: int, columns: int, alignment: bool) -> float:
@@ -28,8 +26,8 @@ def form_cost(size: int, length: int, rows: int, columns: int, alignment: bool) 
     return float(size * rows * columns * (length + size + alignment))
 
 
-def ghost_cost(size: int, length: int, rows: int, columns: int, alignment: bool) -> float:
-    """Multiplications that the ghost products, and b by one matmul if wanted, take.
+def token_cost(size: int, length: int, rows: int, columns: int, alignment: bool) -> float:
+    """Multiplications that the token products, and b by one matmul if wanted, take.
 
     Args:
         size: examples B.
@@ -99,18 +97,16 @@ class Work:
             factor: gradients of the candidates.
             targets: target examples whose gradient was taken.
         """
-        parts = factor.parts if isinstance(factor, Sum) else [factor]
-        outer = [part for part in parts if isinstance(part, OuterProduct)]
-        if not outer:
+        if factor.length is None:
             self.others += 1
             return
         self.kinds[kind] += 1
-        size, length = outer[0].left.shape[:2]
+        size, length = len(factor), factor.length
         rows, columns = factor.shape
         if kind == "sketched":
             self.multiplications += sketch_cost(size + targets, length, rows, columns, self.dim)
             return
-        cost = ghost_cost if kind == "token products" else form_cost
+        cost = token_cost if kind == "token products" else form_cost
         self.multiplications += cost(size, length, rows, columns, True) + float(targets * length * rows * columns)
 
     def describe(self, model: nn.Module, tokens: int) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from winnow.gradients.factors.base import Factor
-from winnow.gradients.factors.outer_product import OuterProduct
 from winnow.gradients.factors.precision import accumulation_dtype
 from winnow.products.sketch import Sketch
-from winnow.products.token_products import fits_ghost, ghost_is_cheaper
+from winnow.products.token_products import fits_token_products, tokens_are_cheaper
 
 MODES = ("exact", "ghost", "sketch", "auto")
 STORED_NUMBERS = 2**28
@@ -16,7 +15,7 @@ STORED_NUMBERS = 2**28
 
 
 @dataclass
-class Method:
+class Mode:
     """How products are taken.
 
     Args:
@@ -59,11 +58,17 @@ class Method:
         if name not in self._sketches:
             sample = factor.rows(slice(0, 1))
             self._sketches[name] = Sketch(
-                name, factor.shape, self.sketch_dim, self.seed, sample.device, accumulation_dtype(factor.dtype)
+                name,
+                factor.shape,
+                self.sketch_dim,
+                self.seed,
+                sample.device,
+                accumulation_dtype(factor.dtype),
+                self.chunk_elements,
             )
         return self._sketches[name]
 
-    def ghosts(self, factor: Factor, alignment: bool) -> bool:
+    def takes_token_products(self, factor: Factor, alignment: bool) -> bool:
         """Whether a parameter's K is taken from token products.
 
         Args:
@@ -73,8 +78,8 @@ class Method:
         Returns:
             True for token products.
         """
-        if not isinstance(factor, OuterProduct):
+        if not factor.paired or factor.length is None:
             return False
-        return (self.mode == "ghost" and fits_ghost(factor)) or (
-            self.mode == "auto" and ghost_is_cheaper(factor, alignment)
-        )
+        if self.mode == "ghost":
+            return fits_token_products(factor.length, factor.shape)
+        return self.mode == "auto" and tokens_are_cheaper(len(factor), factor.length, factor.shape, alignment)

@@ -9,9 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from winnow.gradients.factors.base import Factor, Rows
-from winnow.gradients.factors.outer_product import OuterProduct
-from winnow.gradients.factors.scatter import Scatter
-from winnow.gradients.factors.sum import Sum
 from winnow.products.fold import Fold, folded
 from winnow.products.gram import chunks
 
@@ -32,11 +29,20 @@ class Sketch:
         seed: of the signs.
         device: where the signs live.
         dtype: precision of the sketches.
+        chunk_elements: gradients without factors are formed at most this many numbers at a time.
     """
 
     def __init__(
-        self, name: str, shape: torch.Size, dim: int, seed: int, device: torch.device, dtype: torch.dtype
+        self,
+        name: str,
+        shape: torch.Size,
+        dim: int,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        chunk_elements: int = 2**23,
     ) -> None:
+        self.chunk_elements = chunk_elements
         # torch's CPU generator takes 32 bits of a seed.
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
@@ -47,20 +53,19 @@ class Sketch:
             bits = torch.randint(0, 2, (length,), generator=generator, dtype=torch.int8)
             return Fold((2 * bits.to(dtype) - 1).to(device), next(whole, dim))
 
-        self.rows, self.columns = side(shape[0]), side(shape[1])
+        self.rows: Fold | None = side(shape[0])
+        self.columns: Fold | None = side(shape[1])
 
-    def factor(self, factor: Factor, chunk_elements: int) -> Float[Tensor, "batch numbers"]:
+    def factor(self, factor: Factor) -> Float[Tensor, "batch numbers"]:
         """Sketches of every example's gradient.
 
         Args:
             factor: the gradients.
-            chunk_elements: gradients that are not outer products or scatters are formed at most this
-                many numbers at a time.
 
         Returns:
             One flat sketch per example.
         """
-        return self._project(factor, chunk_elements).flatten(1)
+        return factor.projected(self).flatten(1)
 
     def tensor(self, gradient: Float[Tensor, "rows columns"]) -> Float[Tensor, " numbers"]:
         """The sketch of one gradient.
@@ -87,38 +92,39 @@ class Sketch:
         """
         return folded(self.columns, tensor, scale)
 
-    def _project(self, factor: Factor, chunk_elements: int) -> Tensor:
-        if isinstance(factor, OuterProduct):
-            left = folded(self.rows, factor.left, factor.row)
-            return left.transpose(1, 2) @ self.fold_columns(factor.right, factor.column)
-        if isinstance(factor, Scatter) and self.rows is not None:
-            values = self.fold_columns(factor.values) * self.rows.signs.to(factor.dtype)[factor.tokens][:, :, None]
-            bucket = (factor.tokens % self.rows.buckets)[:, :, None].expand_as(values)
-            return values.new_zeros(len(factor), self.rows.buckets, values.shape[2]).scatter_add_(1, bucket, values)
-        if isinstance(factor, Sum):
-            return torch.stack([self._project(part, chunk_elements) for part in factor.parts]).sum(0)
-        pieces = chunks(factor, chunk_elements)
-        found = [self._fold_rows(self.fold_columns(factor.rows(rows)), rows) for rows in pieces]
+    def fold_rows(
+        self, tensor: Float[Tensor, "*middle rows"], scale: Float[Tensor, " rows"] | None = None
+    ) -> Float[Tensor, "*middle numbers"]:
+        """R^T diag(scale) of a tensor with the rows of the parameter in its last dimension.
+
+        Args:
+            tensor: with the rows in its last dimension.
+            scale: multipliers of the rows; ones if None.
+
+        Returns:
+            The folded tensor.
+        """
+        return folded(self.rows, tensor, scale)
+
+    def formed(self, factor: Factor) -> Float[Tensor, "batch kept_rows kept_columns"]:
+        """The sketch of gradients that are formed, some rows at a time.
+
+        Args:
+            factor: gradients without a better way.
+
+        Returns:
+            Sketches that are still matrices.
+        """
+        pieces = chunks(factor, self.chunk_elements)
+        found = [self._fold_block(self.fold_columns(factor.rows(rows)), rows) for rows in pieces]
         return torch.cat(found, 1) if self.rows is None else torch.stack(found).sum(0)
 
-    def _fold_rows(self, block: Float[Tensor, "batch some columns"], rows: Rows) -> Float[Tensor, "batch kept columns"]:
+    def _fold_block(
+        self, block: Float[Tensor, "batch some columns"], rows: Rows
+    ) -> Float[Tensor, "batch kept columns"]:
         """R^T restricted to some rows, times a block of them."""
         if self.rows is None:
             return block
         signed = block * self.rows.signs.to(block.dtype)[rows][:, None]
         bucket = torch.arange(len(self.rows.signs), device=block.device)[rows] % self.rows.buckets
         return block.new_zeros(len(block), self.rows.buckets, block.shape[2]).index_add_(1, bucket, signed)
-
-
-def has_factors(factor: Factor) -> bool:
-    """Whether a sketch of the gradients costs less than forming them.
-
-    Args:
-        factor: the gradients.
-
-    Returns:
-        True for outer products, and sums of those and scatters.
-    """
-    if isinstance(factor, Sum):
-        return all(isinstance(part, OuterProduct | Scatter) for part in factor.parts)
-    return isinstance(factor, OuterProduct)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.gradients.factors.outer_product import OuterProduct
-from winnow.products.cost import form_cost, ghost_cost
+from winnow.gradients.factors.base import Factor
+from winnow.products.cost import form_cost, token_cost
 
 
-def ghost_gram(factor: OuterProduct, chunk_elements: int) -> Float[Tensor, "batch batch"]:
+def token_gram(factor: Factor, chunk_elements: int) -> Float[Tensor, "batch batch"]:
     """<G_i, G_j> = sum_{t,s} (left_i[t] . left_j[s]) (right_i[t] . right_j[s]), i and j over the batch.
 
     Args:
-        factor: gradients as outer products.
+        factor: gradients that are ``paired``.
         chunk_elements: the products of tokens are held at most this many at a time, however long T is.
 
     Returns:
         The Gram of the batch.
+
+    Raises:
+        ValueError: the gradients are no outer products.
     """
-    lefts, rights = factor.sides()
+    sides = factor.sides()
+    if sides is None:
+        raise ValueError("token products are of gradients that are outer products")
+    lefts, rights = sides
     size, length = lefts.shape[:2]
     out = lefts.new_empty(size, size)
     for i in range(size):
@@ -35,28 +42,30 @@ def ghost_gram(factor: OuterProduct, chunk_elements: int) -> Float[Tensor, "batc
     return out
 
 
-def ghost_is_cheaper(factor: OuterProduct, alignment: bool) -> bool:
-    """Whether the cost model prefers ghost products for a layer.
+def tokens_are_cheaper(size: int, length: int, shape: torch.Size, alignment: bool) -> bool:
+    """Whether the cost model prefers token products for a layer.
 
     Args:
-        factor: its gradients.
+        size: examples B.
+        length: tokens T.
+        shape: of the parameter.
         alignment: whether b is wanted too.
 
     Returns:
         True if they take fewer multiplications than forming the gradients.
     """
-    size, length = factor.left.shape[:2]
-    rows, columns = factor.shape
-    return ghost_cost(size, length, rows, columns, alignment) < form_cost(size, length, rows, columns, alignment)
+    rows, columns = shape
+    return token_cost(size, length, rows, columns, alignment) < form_cost(size, length, rows, columns, alignment)
 
 
-def fits_ghost(factor: OuterProduct) -> bool:
+def fits_token_products(length: int, shape: torch.Size) -> bool:
     """METHOD's rule of thumb: two token products are no larger than the parameter, 2 T^2 <= d p.
 
     Args:
-        factor: a layer's gradients.
+        length: tokens T.
+        shape: of the parameter.
 
     Returns:
         True where a pair's T x T products are smaller than its gradients.
     """
-    return 2 * factor.left.shape[1] ** 2 <= factor.shape.numel()
+    return 2 * length**2 <= shape.numel()

@@ -139,11 +139,9 @@ def assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
         default_root_dir=str(folder),
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks.values()),
     )
-    parts.module.trainer = parts.trainer
-    parts.module.on_fit_start()
-    built = parts.module.configure_optimizers()
+    optimizer = parts.module.prepare(parts.trainer)
     if cfg.ckpt_path:
-        _resume(cfg, parts, built if isinstance(built, torch.optim.Optimizer) else built[0][0])
+        _resume(cfg, parts, optimizer)
     if isinstance(logger, WandbLogger):  # its run begins here; one that could not begin needs no closing
         with forgiving(logger):
             logger.experiment.config.update(

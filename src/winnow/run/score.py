@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -19,17 +20,18 @@ from torch import Tensor
 
 from winnow.data import Corpus, Example, SelectionDataModule, collate, encode
 from winnow.data.encode import describe, pad_token_id
+from winnow.lm.batch import TargetBatch
 from winnow.lm.layout import response_tokens
 from winnow.offline.checkpoints import Checkpoint, read_checkpoints, warm_up
 from winnow.offline.columns import columns
-from winnow.offline.stream import ONCE, score_stream, stream_needs
+from winnow.offline.stream import score_stream, stream_needs
 from winnow.records.preparation import Cost, beside, check_file, write_scores
 from winnow.records.provenance import anonymous, provenance
 from winnow.run.assemble import check
 from winnow.run.instantiate import BuildError, blaming, build, check_numbers, plain
 from winnow.run.options import check_options
 from winnow.run.process import left_as_found
-from winnow.signals import Signals
+from winnow.signals import Needs, Signals
 from winnow.training.module import SelectionModule
 from winnow.training.precision import check_precision
 
@@ -62,7 +64,7 @@ def run(cfg: DictConfig) -> Path:
         lightning.seed_everything(cfg.seed, workers=True, verbose=False)
         corpus: Corpus = build(cfg.data.corpus)
         name = str(cfg.name) if cfg.method == "selector" else str(cfg.method)
-        table, costs, facts = METHODS[cfg.method](cfg, corpus)
+        table, costs, facts = WAYS[cfg.method](cfg, corpus)
     # Loading and the target count too: without them there would be no scores.
     spent = perf_counter() - started
     costs[-1] = Cost(costs[-1].what, costs[-1].examples, costs[-1].tokens, spent)
@@ -73,8 +75,8 @@ def run(cfg: DictConfig) -> Path:
 
 
 def _check(cfg: DictConfig) -> None:
-    if cfg.method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {cfg.method!r}")
+    if cfg.method not in WAYS:
+        raise ValueError(f"method must be one of {', '.join(WAYS)}; got {cfg.method!r}")
     if cfg.data.get("packing"):
         raise ValueError("data.packing joins documents into rows, which have no score of their own: set it to false")
     if cfg.data.get("subset") is not None:
@@ -97,13 +99,44 @@ def _by_chance(cfg: DictConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[Cost
     return pd.DataFrame({**_who(examples), "score": drawn}), [Cost("random numbers", 0, 0, 0.0)], {}
 
 
+@dataclass
+class Stream:
+    """A stream's candidates, read and tokenised, as pools.
+
+    Args:
+        cfg: the configuration.
+        data: gives the tokenizer and the size of pools.
+        device: where the pools go.
+    """
+
+    cfg: DictConfig
+    data: SelectionDataModule
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        stream, tokenizer = self.data.corpus.stream, self.data.tokenizer
+        self.examples = [stream[position] for position in range(_count(self.cfg, self.data.corpus))]
+        self.rows = [encode(example, tokenizer, self.data.max_length) for example in self.examples]
+
+    def pools(self) -> Iterator[tuple[dict[str, Tensor], Mapping[str, Sequence[str]]]]:
+        """From the beginning, saying now and then how far it is.
+
+        Yields:
+            Token batches and their facts.
+        """
+        size, said, whole = int(self.data.steps.pool_size), 0, len(self.rows)
+        for start in range(0, whole, size):
+            batch = collate(self.rows[start : start + size], pad_token_id(self.data.tokenizer))
+            batch = {name: value.to(self.device) for name, value in batch.items()}
+            yield batch, describe(self.examples[start : start + size])
+            if LINES * (start + size) // whole > said:
+                said = LINES * (start + size) // whole
+                log.info("%s: %d of %d candidates", self.cfg.name, min(start + size, whole), whole)
+
+
 def _by_selector(cfg: DictConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[Cost], dict[str, Any]]:
     language = build(cfg.model)
-    options = {name: value for name, value in plain(cfg.data).items() if name != "corpus"}
-    with blaming("data"):
-        check_numbers(SelectionDataModule, options, "data")
-        data = SelectionDataModule(corpus, language.tokenizer, seed=cfg.seed, **options)
-    corpus = data.corpus
+    data = _datamodule(cfg, corpus, language.tokenizer)
     trainer = build(
         cfg.trainer,
         logger=False,
@@ -112,91 +145,93 @@ def _by_selector(cfg: DictConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[Co
         enable_progress_bar=False,
         default_root_dir=str(cfg.out),
     )
-    model = trainer.precision_plugin.convert_module(language.model).to(trainer.strategy.root_device)
-    selector = build(cfg.selector)
-    needs = stream_needs(selector.needs)
-    module = SelectionModule(
-        model,
-        selector=selector,
-        scorer=partial(build(cfg.scoring), every=ONCE, target_ema=0.0, update="two_pass"),
-        optimizer=build(cfg.optimizer),
-        seed=cfg.seed,
-    )
-    module.trainer = trainer
-    module.on_fit_start()
-    optimizer = module.configure_optimizers()
-    checkpoints = read_checkpoints(cfg.ckpt_path)
+    module, optimizer = _module(cfg, trainer, language.model)
+    checkpoints, needs = read_checkpoints(cfg.ckpt_path), stream_needs(module.selector.needs)
     if needs.backward and not checkpoints and cfg.scoring.first_step == "pool" and cfg.scoring.geometry == "auto":
         raise ValueError(
             "scoring.first_step=pool takes P from every pool anew, and scores of different pools could not be "
             "compared: set scoring.first_step=identity, or ckpt_path= to a checkpoint with an optimizer state"
         )
-    device = trainer.strategy.root_device
-    examples = [corpus.stream[position] for position in range(_count(cfg, corpus))]
-    rows = [encode(example, language.tokenizer, data.max_length) for example in examples]
-    target = _target(cfg, data, device) if needs.target else (None, None, None)
-
-    def pools() -> Iterator[tuple[dict[str, Tensor], Mapping[str, Sequence[str]]]]:
-        size, said = int(data.steps.pool_size), 0
-        for start in range(0, len(rows), size):
-            batch = collate(rows[start : start + size], pad_token_id(language.tokenizer))
-            yield {name: value.to(device) for name, value in batch.items()}, describe(examples[start : start + size])
-            if LINES * (start + size) // len(rows) > said:
-                said = LINES * (start + size) // len(rows)
-                log.info("%s: %d of %d candidates", cfg.name, min(start + size, len(rows)), len(rows))
-
-    found: list[tuple[float, Signals]] = []
-    assert module._scorer is not None
-    states: list[Checkpoint | None] = [*checkpoints] or [None]
-    for checkpoint in states:
-        if checkpoint is not None:
-            checkpoint.load(module, optimizer)
-        with trainer.precision_plugin.train_step_context():
-            signals = score_stream(
-                module._scorer,
-                pools,
-                needs,
-                *target,
-                projection=cfg.projection,
-                projection_seed=cfg.seed,
-                micro_batch=int(data.steps.pool_size),
-            )
-        found.append((1.0 if checkpoint is None else checkpoint.rate, signals))
-    total = sum(rate for rate, _ in found)
-    found = [(rate / total, signals) for rate, signals in found]
-    names = [one.name for one in corpus.targets]
-    table = pd.DataFrame({**_who(examples), **columns(found, selector, names, module._scorer.reduction)})
+    stream = Stream(cfg, data, trainer.strategy.root_device)
+    target = _target(cfg, data, stream.device) if needs.target else None
+    found = _scored(cfg, (module, optimizer), stream, needs, target, checkpoints)
+    names = [one.name for one in data.corpus.targets]
+    values = columns(found, module.selector, names, module.scorer.reduction)
+    table = pd.DataFrame({**_who(stream.examples), **values})
     if "score" not in table:
         log.warning(
             "%s chooses sets and ranks no single candidate: the file has no column score; rank by another one with "
             "data.subset_by",
             cfg.name,
         )
-    size = 0 if target[0] is None else len(target[0]["labels"])
+    size = 0 if target is None else len(target.share)
     passes = len(found) * (len(names) if cfg.projection is not None else 1)
     tokens = int(found[0][1].tokens.sum())
-    own = 0 if target[0] is None else int(response_tokens(target[0]).sum())
-    costs = [
-        *warm_up(checkpoints),
-        Cost("scoring", len(table) * passes + size * len(found), tokens * passes + own * len(found), 0.0),
-    ]
-    return (
-        table,
-        costs,
-        {
-            "tokens": tokens,
-            "excluded": int((~found[-1][1].valid).sum()),
-            "truncated": sum(row.truncated for row in rows),
-            "target_examples": size,
-            "checkpoints": [one.facts() for one in checkpoints],
-            "projection": cfg.projection,
-        },
+    own = 0 if target is None else int(response_tokens(target.tokens).sum())
+    examples, spent = len(table) * passes + size * len(found), tokens * passes + own * len(found)
+    facts = {
+        "tokens": tokens,
+        "excluded": int((~found[-1][1].valid).sum()),
+        "truncated": sum(row.truncated for row in stream.rows),
+        "target_examples": size,
+        "checkpoints": [one.facts() for one in checkpoints],
+        "projection": cfg.projection,
+    }
+    return table, [*warm_up(checkpoints), Cost("scoring", examples, spent, 0.0)], facts
+
+
+def _datamodule(cfg: DictConfig, corpus: Corpus, tokenizer: Any) -> SelectionDataModule:
+    options = {name: value for name, value in plain(cfg.data).items() if name != "corpus"}
+    with blaming("data"):
+        check_numbers(SelectionDataModule, options, "data")
+        return SelectionDataModule(corpus, tokenizer, seed=cfg.seed, **options)
+
+
+def _module(
+    cfg: DictConfig, trainer: lightning.Trainer, model: torch.nn.Module
+) -> tuple[SelectionModule, torch.optim.Optimizer]:
+    """The module as training begins with it, outside a fit, and its optimizer."""
+    module = SelectionModule(
+        trainer.precision_plugin.convert_module(model).to(trainer.strategy.root_device),
+        selector=build(cfg.selector),
+        scorer=partial(build(cfg.scoring), every=None, target_ema=0.0, update="two_pass"),
+        optimizer=build(cfg.optimizer),
+        seed=cfg.seed,
     )
+    return module, module.prepare(trainer)
 
 
-def _target(
-    cfg: DictConfig, data: SelectionDataModule, device: torch.device
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def _scored(
+    cfg: DictConfig,
+    prepared: tuple[SelectionModule, torch.optim.Optimizer],
+    stream: Stream,
+    needs: Needs,
+    target: TargetBatch | None,
+    checkpoints: Sequence[Checkpoint],
+) -> list[tuple[float, Signals]]:
+    """Signals of the stream at every checkpoint, and that checkpoint's share of the learning rates."""
+    module, optimizer = prepared
+    found: list[tuple[float, Signals]] = []
+    states: list[Checkpoint | None] = [*checkpoints] or [None]
+    for checkpoint in states:
+        if checkpoint is not None:
+            checkpoint.load(module, optimizer)
+        with module.trainer.precision_plugin.train_step_context():
+            signals = score_stream(
+                module.scorer,
+                stream.pools,
+                needs,
+                target,
+                projection=cfg.projection,
+                projection_seed=cfg.seed,
+                micro_batch=int(stream.data.steps.pool_size),
+            )
+        found.append((1.0 if checkpoint is None else checkpoint.rate, signals))
+    total = sum(rate for rate, _ in found)
+    return [(rate / total, signals) for rate, signals in found]
+
+
+def _target(cfg: DictConfig, data: SelectionDataModule, device: torch.device) -> TargetBatch:
     """All target examples as one batch, with weights that give every task its share."""
     rows, weight, task = [], [], []
     targets = data.corpus.targets
@@ -209,7 +244,8 @@ def _target(
         weight += [one.weight / whole / len(val)] * len(val)
         task += [number] * len(val)
     batch = {name: value.to(device) for name, value in collate(rows, pad_token_id(data.tokenizer)).items()}
-    return batch, torch.tensor(weight, dtype=torch.float64, device=device), torch.tensor(task, device=device)
+    shares = torch.tensor(weight, dtype=torch.float64, device=device)
+    return TargetBatch.of(batch, shares, torch.tensor(task, device=device))
 
 
 def _some(cfg: DictConfig, val: Sequence[Example]) -> list[Example]:
@@ -260,4 +296,4 @@ def _say(file: Path, table: pd.DataFrame, costs: Sequence[Cost], facts: Mapping[
     console.print(*lines, sep="\n", soft_wrap=True, highlight=False, markup=False)
 
 
-METHODS = {"selector": _by_selector, "ngrams": _by_texts, "random": _by_chance}
+WAYS = {"selector": _by_selector, "ngrams": _by_texts, "random": _by_chance}

@@ -5,44 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from winnow.lm.batch import target_shares
+from winnow.lm.batch import TargetBatch
+from winnow.lm.forward import Forward
 from winnow.lm.layout import KEYS, Batch
-from winnow.lm.losses import example_losses
 
 
 def pool_curvature(
-    model: nn.Module,
+    forward: Forward,
     parameters: Mapping[str, nn.Parameter],
     pool: Batch,
     usable: Bool[Tensor, " pool"],
-    target: Batch,
-    weight: Float[Tensor, " target"],
-    reduction: str = "mean",
+    target: TargetBatch,
 ) -> dict[str, Tensor]:
     """H v with H the Hessian of the weighted target loss and v = sum_j g_j over the pool, by double backward.
 
     Args:
-        model: a causal language model, scored as it is (dropout off).
+        forward: the model, scored as it is (dropout off).
         parameters: those that take part; H and v are restricted to them.
         pool: the candidates.
         usable: which of them v sums over; the others are not run.
-        target: target examples.
-        weight: share of each in the target loss, summing to one; those of weight zero are not run.
-        reduction: ``mean`` | ``sum`` over an example's response tokens.
+        target: target examples; those without a share are not run.
 
     Returns:
-        H v by parameter, in the parameters' own precision; parameters that the loss does not bend are missing.
+        H v by parameter, in the parameters' own precision; parameters with H v = 0 by construction are absent.
     """
-    held = list(parameters.values())
+    held, weight = list(parameters.values()), target.share
     # Fused attention kernels have no second derivative.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        losses = example_losses(model, _rows(pool, usable), reduction)
+        losses = forward.losses(_rows(pool, usable))
         total = torch.autograd.grad(losses[losses.isfinite()].sum(), held, allow_unused=True)
-        losses = example_losses(model, _rows(target, weight > 0), reduction)
+        losses = forward.losses(_rows(target.tokens, weight > 0))
         loss = (losses * weight[weight > 0].to(losses.dtype)).sum()
         first = torch.autograd.grad(loss, held, create_graph=True, allow_unused=True)
         pairs = zip(first, total, strict=True)
@@ -52,24 +48,20 @@ def pool_curvature(
 
 
 def scored_curvature(
-    model: nn.Module,
+    forward: Forward,
     parameters: Mapping[str, nn.Parameter],
     pool: Batch,
     present: Bool[Tensor, " pool"],
-    target: Batch | None,
-    target_weight: Float[Tensor, " target"] | None,
-    reduction: str = "mean",
+    target: TargetBatch | None,
 ) -> dict[str, Tensor]:
     """:func:`pool_curvature` over the candidates of finite loss.
 
     Args:
-        model: a causal language model, scored as it is.
+        forward: the model, scored as it is.
         parameters: those that take part.
         pool: the candidates.
         present: which of them have a response token.
         target: target examples.
-        target_weight: share of each; equal ones if None.
-        reduction: ``mean`` | ``sum`` over an example's response tokens.
 
     Returns:
         H v by parameter; empty where no candidate can be used.
@@ -79,12 +71,9 @@ def scored_curvature(
     """
     if target is None:
         raise ValueError("the curvature of the target loss is computed at every call: give it a target batch")
-    weight = target_shares(target, target_weight)
     with torch.no_grad():
-        usable = present & example_losses(model, pool, reduction).isfinite()
-    if not bool(usable.any()):
-        return {}
-    return pool_curvature(model, parameters, pool, usable, target, weight, reduction)
+        usable = present & forward.losses(pool).isfinite()
+    return pool_curvature(forward, parameters, pool, usable, target) if bool(usable.any()) else {}
 
 
 def _rows(batch: Batch, index: Tensor) -> dict[str, Tensor]:

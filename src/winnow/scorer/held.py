@@ -18,7 +18,7 @@ ANOTHER = (
 )
 
 
-class KeptFactors:
+class HeldFactors:
     """Per-example gradients of a pool, as factors, for every trainable parameter.
 
     They hold for that pool and for the model as it was scored. Changes of either are seen as far as autograd counts
@@ -36,7 +36,8 @@ class KeptFactors:
         """Which candidates may be chosen, once that is known; None for all."""
         self.stepped = False
         """Whether the optimizer has made a step since: fused ones move parameters without a trace in them."""
-        self._factors: dict[str, Factor] = {}
+        self.factors: dict[str, Factor] = {}
+        """By parameter, until they are used up."""
         self._pool = {key: pool[key] for key in KEYS}
         self._pool_stamps = _stamps(self._pool.values())
         self._named = dict(model.named_parameters())
@@ -84,7 +85,7 @@ class KeptFactors:
             name: the parameter.
             factor: gradients of the pool's candidates.
         """
-        self._factors[name] = factor
+        self.factors[name] = factor
 
     def weighted(self, selection: Selection) -> dict[str, Tensor]:
         """The update's gradient (1/k) sum_i w_i g_i.
@@ -98,7 +99,7 @@ class KeptFactors:
             Gradients by name, in the parameters' own precision; empty for an empty selection.
         """
         share = _share(selection)
-        return {name: self._combine(name, share, selection) for name in self._factors} if len(selection) else {}
+        return {name: self._combine(name, share, selection) for name in self.factors} if len(selection) else {}
 
     def assign(self, selection: Selection, accumulate: bool = False) -> None:
         """Write the update's gradient to ``.grad`` and let go of the factors one by one.
@@ -112,15 +113,15 @@ class KeptFactors:
                 parameter.grad = None
         share = _share(selection)
         # The last to come are the likeliest to be in the cache.
-        for name in reversed(list(self._factors)) if len(selection) else []:
+        for name in reversed(list(self.factors)) if len(selection) else []:
             gradient = self._combine(name, share, selection)
-            del self._factors[name]
+            del self.factors[name]
             parameter = self.parameters[name]
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        self._factors.clear()
+        self.factors.clear()
 
     def _combine(self, name: str, share: Tensor, selection: Selection) -> Tensor:
-        return self._factors[name].combine(share, selection.index).to(self.parameters[name].dtype)
+        return self.factors[name].combine(share, selection.index).to(self.parameters[name].dtype)
 
 
 def _stamps(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 
 from torch import nn
+
+from winnow.gradients.capture import CaptureError
+
+log = logging.getLogger(__name__)
 
 
 def choose_parameters(model: nn.Module, layers: str = "all") -> dict[str, nn.Parameter]:
@@ -76,3 +81,26 @@ def _last_blocks(model: nn.Module, count: str) -> tuple[str, ...]:
         raise ValueError("scoring.layers=last:N needs a model with a list of blocks; use a regex instead")
     path, blocks = max(lists, key=lambda item: len(item[1]))
     return tuple(f"{path}.{index}." for index in range(max(0, len(blocks) - int(count)), len(blocks)))
+
+
+def leave_out(parameters: dict[str, nn.Parameter], error: CaptureError) -> bool:
+    """Take what cannot be captured out of the geometry.
+
+    Args:
+        parameters: those that take part; changed in place.
+        error: names some that cannot.
+
+    Returns:
+        False if that leaves nothing, or is nothing.
+    """
+    # Of every layer and expert: which of them fail may change with the batch, what is compared must not.
+    roles = {re.sub(r"\d+", "#", name) for name in error.names}
+    left_out = [name for name in parameters if re.sub(r"\d+", "#", name) in roles]
+    if not left_out or len(left_out) == len(parameters):
+        return False
+    for name in left_out:
+        del parameters[name]
+    log.warning(
+        "%d parameters are left out of the geometry (%s, ...): %s", len(left_out), ", ".join(left_out[:2]), error
+    )
+    return True

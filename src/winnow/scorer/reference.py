@@ -78,6 +78,42 @@ class ReferenceTable:
         return found * response_tokens(pool) if reduction == "sum" else found
 
 
+class Reference:
+    """The reference that ``scoring.reference`` names, loaded when it is first asked for.
+
+    Args:
+        name: see :func:`load_reference`; None for none.
+        model: the model being trained.
+    """
+
+    def __init__(self, name: str | None, model: nn.Module) -> None:
+        self.name, self._model = name, model
+        self._loaded: ReferenceModel | ReferenceTable | None = None
+
+    def __call__(self, pool: Batch, ids: Sequence[str] | None, reduction: str = "mean") -> Float[Tensor, " pool"]:
+        """Losses of a pool.
+
+        Args:
+            pool: the candidates.
+            ids: their ids.
+            reduction: ``mean`` | ``sum`` over an example's response tokens.
+
+        Returns:
+            One loss per candidate.
+
+        Raises:
+            ValueError: none is named, or it does not cover the pool.
+        """
+        if self.name is None:
+            raise ValueError(
+                "the selector compares with a reference model and none is named: set scoring.reference to a model's "
+                "folder or Hugging Face name, or to a file of losses by id (.parquet, .csv, .jsonl)"
+            )
+        if self._loaded is None:
+            self._loaded = load_reference(self.name, self._model)
+        return self._loaded(pool, ids, reduction)
+
+
 def load_reference(reference: str, model: nn.Module) -> ReferenceModel | ReferenceTable:
     """The reference that ``scoring.reference`` names.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,28 +13,24 @@ from torch import Tensor, nn
 
 from winnow.geometry import Geometry, IdentityGeometry, UnknownOptimizer, geometry_of
 from winnow.gradients.capture import CaptureError
-from winnow.gradients.verify import GradientMismatch, share_left_out, verify_gradients
-from winnow.lm.batch import target_shares
+from winnow.lm.batch import TargetBatch
 from winnow.lm.finite import likely_cause, not_finite
-from winnow.lm.layout import KEYS, Batch, response_tokens, right_padded
-from winnow.lm.quiet import has_dropout, quiet
-from winnow.products.mode import Method
+from winnow.lm.forward import Forward
+from winnow.lm.layout import Batch, response_tokens, right_padded
+from winnow.lm.quiet import quiet
+from winnow.products.mode import Mode
 from winnow.products.products import Products
+from winnow.scorer.checks import Checks
 from winnow.scorer.curvature import scored_curvature
-from winnow.scorer.doubts import doubts
 from winnow.scorer.forward import forward_signals
-from winnow.scorer.held import KeptFactors
-from winnow.scorer.parameters import choose_parameters
-from winnow.scorer.pool_pass import TASK, PoolPass, TargetNotFinite
-from winnow.scorer.reference import ReferenceModel, ReferenceTable, load_reference
-from winnow.scorer.target import TargetGradient
-from winnow.scorer.update import weighted_backward
+from winnow.scorer.one_pass import Update
+from winnow.scorer.parameters import choose_parameters, leave_out
+from winnow.scorer.pool_pass import PoolPass
+from winnow.scorer.reference import Reference
+from winnow.scorer.scope import Scope
+from winnow.scorer.target import TASK, TargetGradient, TargetNotFinite
 from winnow.selection import Selection
 from winnow.signals import Needs, Signals
-
-log = logging.getLogger(__name__)
-
-VERIFIED_ROWS = 4
 
 __all__ = ["Scorer", "TargetNotFinite"]
 
@@ -57,7 +51,7 @@ class Scorer:
         geometry: ``auto`` reads the optimizer; ``identity`` is P = I; or a ``Geometry``.
         first_step: P before the optimizer has a state: ``pool`` | ``identity``.
         target_ema: decay of the average of target gradients over steps, in [0, 1).
-        every: the target gradient is computed at every n-th call that needs it, reused in between.
+        every: the target gradient is computed at every n-th call that needs it, reused in between; None: only where none is held.
         on_target_nan: ``skip`` raises ``TargetNotFinite`` when the target's loss or gradient is not
             finite; ``reuse`` takes the last good target gradient and raises only if there is none.
         verify: at the first backward, compare captured gradients with autograd's on a few candidates.
@@ -67,7 +61,7 @@ class Scorer:
             and logs once why it is not.
         reduction: ``mean`` | ``sum`` over an example's response tokens.
         mode: how K and b are taken: ``exact`` | ``ghost`` | ``sketch`` | ``auto``; see
-            :class:`winnow.products.mode.Method`.
+            :class:`winnow.products.mode.Mode`.
         sketch_dim: sketches project each side of a matrix to this length.
         sketch_seed: of the projections.
         pool_micro_batch: score target and pool at most this many examples at a time, for pools larger
@@ -94,7 +88,7 @@ class Scorer:
         geometry: str | Geometry = "auto",
         first_step: str = "pool",
         target_ema: float = 0.0,
-        every: int = 1,
+        every: int | None = 1,
         on_target_nan: str = "skip",
         verify: bool = True,
         reduction: str = "mean",
@@ -109,18 +103,9 @@ class Scorer:
     ) -> None:
         if on_target_nan not in ("skip", "reuse"):
             raise ValueError(f"on_target_nan must be 'skip' or 'reuse' (scoring.on_target_nan), got {on_target_nan!r}")
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction must be 'mean' or 'sum' (scoring.reduction), got {reduction!r}")
-        if update not in ("one_pass", "two_pass", "auto"):
-            raise ValueError(f"update must be 'one_pass', 'two_pass' or 'auto' (scoring.update), got {update!r}")
-        if pool_micro_batch is not None and update == "one_pass":
-            raise ValueError(
-                f"scoring.pool_micro_batch={pool_micro_batch} holds no factors of the whole pool, which "
-                f"scoring.update=one_pass needs; set scoring.update to two_pass or auto, or "
-                f"scoring.pool_micro_batch=null"
-            )
+        forward = Forward(model, reduction, pack)
+        self._update = Update(forward, update, pool_micro_batch)
         self.model = model
-        self.layers = layers
         self._unknown: UnknownOptimizer | None = None
         self.geometry: Geometry = IdentityGeometry()  # what P^0 is under any optimizer
         try:
@@ -132,33 +117,28 @@ class Scorer:
         self.on_target_nan, self.reduction, self.pool_micro_batch = on_target_nan, reduction, pool_micro_batch
         if chunk_elements is None:
             chunk_elements = 2**22 if next(model.parameters()).device.type == "cpu" else 2**26
-        method = Method(mode, sketch_dim, sketch_seed, chunk_elements)
-        self._pass = PoolPass(
-            model, self.parameters, self.geometry, self.target, method, reduction, pool_micro_batch, pack
-        )
-        self.update = update
+        how = Mode(mode, sketch_dim, sketch_seed, chunk_elements)
+        self._pass = PoolPass(Scope(forward, self.parameters, self.geometry, self.target, how), pool_micro_batch)
+        self._checks = Checks(self._pass, self._update, layers, verify)
         self.target_reused = False
         """Whether the last call took the stored target gradient because the new one was not finite."""
-        self.reference = reference
-        self._reference: ReferenceModel | ReferenceTable | None = None
-        self._unverified, self._undescribed, self._doubted = verify, True, False
-        self._trainable = {name: held for name, held in model.named_parameters() if held.requires_grad}
-        self._tied = [name for name in self._trainable if name not in self.parameters] if layers == "all" else []
-        self._unsaid = bool(self._tied)
-        self._kept: KeptFactors | None = None
-        self._refusal: str | None = None
-        _watch(getattr(optimizer, "optimizer", optimizer), self)
+        self._reference = Reference(reference, model)
+        _watch(getattr(optimizer, "optimizer", optimizer), self._update)
+
+    @property
+    def update(self) -> str:
+        """How the update is made: ``one_pass`` | ``two_pass`` | ``auto``."""
+        return self._update.how
 
     @property
     def target_loss(self) -> Float[Tensor, ""] | None:
         """Weighted mean loss of the last target batch, detached; None if the last call ran none."""
-        return self._pass.target_loss
+        return self._pass.scope.target_loss
 
     @property
     def packed_share(self) -> float | None:
         """Cells of the rows laid so far, over those of the same batches padded; None without ``pack``."""
-        padded = self._pass.padded_tokens
-        return self._pass.packed_tokens / padded if padded else None
+        return self._pass.scope.forward.packed_share
 
     @property
     def target_due(self) -> bool:
@@ -197,32 +177,37 @@ class Scorer:
         """
         given, pool = pool, right_padded(pool, "pool")
         target = None if target is None else right_padded(target, "target batch")
-        tokens = response_tokens(pool)
         self.check(needs)
-        self._pass.target_loss, self.target_reused, self._kept = None, False, None
-        missing = [name for name in needs.meta if meta is None or name not in meta]
+        self._pass.scope.target_loss, self.target_reused, self._update.held = None, False, None
+        extra = self._beside(pool, needs, meta or {})
+        if not needs.forward:
+            tokens = response_tokens(pool)
+            return Signals(valid=tokens > 0, tokens=tokens, **extra)
+        run = needs.target_hidden or needs.curvature or (needs.target and self.target.due)
+        weighed = TargetBatch.of(target, target_weight, target_task) if run and target is not None else None
+        if needs.backward:
+            self._update.begin(given)
+        with quiet(self.model):
+            if needs.backward:
+                return replace(self._backward(pool, weighed, needs), **extra)
+            with torch.no_grad():
+                found = forward_signals(self._pass.scope.forward, pool, weighed, needs, self.pool_micro_batch)
+        return replace(found, **extra)
+
+    def _beside(self, pool: Batch, needs: Needs, meta: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """Signals that take neither forward nor backward of the model: facts, and losses of the reference."""
+        missing = [name for name in needs.meta if name not in meta]
         if missing:
             raise ValueError(
                 f"the selector needs {', '.join(missing)} of every candidate, which the stream does not give"
             )
-        extra: dict[str, Any] = {"meta": {name: list((meta or {})[name]) for name in needs.meta}}
+        extra: dict[str, Any] = {"meta": {name: list(meta[name]) for name in needs.meta}}
         if needs.reference:
-            extra["reference"] = self._reference_losses(pool, None if meta is None else meta.get("id"))
-        if not needs.forward:
-            return Signals(valid=tokens > 0, tokens=tokens, **extra)
-        if needs.backward:
-            self._kept = self._keep(given)
-        with quiet(self.model):
-            if needs.backward:
-                return replace(self._backward(pool, target, needs, target_weight, target_task, tokens), **extra)
-            with torch.no_grad():
-                found = forward_signals(
-                    self.model, pool, target, needs, target_weight, tokens, self.reduction, self.pool_micro_batch
-                )
-        return replace(found, **extra)
+            extra["reference"] = self._reference(pool, meta.get("id"), self.reduction)
+        return extra
 
     def check(self, needs: Needs) -> None:
-        """Refuse before any pool is scored what could not be computed.
+        """Refuse, before any pool is scored, needs that cannot be met.
 
         Args:
             needs: what a selector needs.
@@ -238,7 +223,7 @@ class Scorer:
     @property
     def holds_update(self) -> bool:
         """Whether the last call kept what ``assign_update`` needs; if not, the update takes a second pass."""
-        return self._kept is not None
+        return self._update.held is not None
 
     def weighted_gradients(self, selection: Selection) -> dict[str, Tensor]:
         """The update's gradient (1/k) sum_i w_i g_i from the factors of the last call.
@@ -253,7 +238,7 @@ class Scorer:
             RuntimeError: the last call kept no factors, or pool or parameters have changed since.
             ValueError: the selection names candidates that are not valid.
         """
-        return self._held(selection).weighted(selection)
+        return self._update.weighted(selection)
 
     def assign_update(self, selection: Selection, accumulate: bool = False) -> None:
         """Write the update's gradient to every trainable parameter's ``.grad`` and let go of the factors.
@@ -266,8 +251,7 @@ class Scorer:
             RuntimeError: the last call kept no factors, they are used up, or pool or parameters have changed since.
             ValueError: the selection names candidates that are not valid.
         """
-        self._held(selection).assign(selection, accumulate)
-        self._kept = None
+        self._update.assign(selection, accumulate)
 
     def backward(
         self, pool: Batch, selection: Selection, backward: Callable[[Tensor], None] = torch.Tensor.backward
@@ -286,176 +270,51 @@ class Scorer:
             RuntimeError: factors are held, and ``pool`` is another one, or it or the parameters have changed since.
             ValueError: factors are held, and the selection names candidates that are not valid.
         """
-        if not self.holds_update:
-            return weighted_backward(self.model, pool, selection, self.reduction, backward, self.pool_micro_batch)
-        self._held(selection, pool).assign(selection, accumulate=True)
-        self._kept = None
-        return selection, torch.full((len(pool["labels"]),), torch.nan, dtype=torch.float32)
+        return self._update.backward(pool, selection, backward)
 
-    def _held(self, selection: Selection, pool: Batch | None = None) -> KeptFactors:
-        if self._kept is None:
-            raise RuntimeError(
-                f"no factors are held for a one-pass update ({self._refusal or 'scoring.update=' + self.update}); "
-                f"ask holds_update first, and make a second weighted pass if it is False"
-            )
-        self._kept.check(selection, pool)
-        return self._kept
-
-    def _reference_losses(self, pool: Batch, ids: Sequence[str] | None) -> Float[Tensor, " pool"]:
-        if self.reference is None:
-            raise ValueError(
-                "the selector compares with a reference model and none is named: set scoring.reference to a model's "
-                "folder or Hugging Face name, or to a file of losses by id (.parquet, .csv, .jsonl)"
-            )
-        if self._reference is None:
-            self._reference = load_reference(self.reference, self.model)
-        return self._reference(pool, ids, self.reduction)
-
-    def _backward(
-        self,
-        pool: Batch,
-        target: Batch | None,
-        needs: Needs,
-        target_weight: Tensor | None,
-        target_task: Tensor | None,
-        tokens: Tensor,
-    ) -> Signals:
-        due = needs.target and self.target.due
+    def _backward(self, pool: Batch, target: TargetBatch | None, needs: Needs) -> Signals:
+        due, tokens = needs.target and self.target.due, response_tokens(pool)
         if due and target is None:
             raise ValueError("this call has to compute the target gradient: give it a target batch")
-        weight = None
-        if due:
-            assert target is not None
-            weight = target_shares(target, target_weight)
-        task = None
-        if weight is not None and needs.per_task:
-            task = torch.zeros_like(weight, dtype=torch.long) if target_task is None else target_task.to(tokens.device)
-        bend = None
+        hvp = None
         if needs.curvature:
-            bend = scored_curvature(
-                self.model, self.parameters, pool, tokens > 0, target, target_weight, self.reduction
-            )
+            hvp = scored_curvature(self._pass.scope.forward, self.parameters, pool, tokens > 0, target)
+        used = target if due else None
         try:
-            losses, products = self._pass(
-                pool, target if due else None, weight, needs, task=task, bend=bend, kept=self._kept
-            )
+            losses, products = self._pass(pool, used, needs, hvp=hvp, held=self._update.held)
         except TargetNotFinite as error:
-            self.target.discard()
-            if self.on_target_nan == "skip" or not self.target.stored:
-                held = dict(self.model.named_parameters())
-                half = any(parameter.dtype == torch.float16 for parameter in held.values())
-                if half or not_finite(held.items()) is not None:  # no later batch will do better
-                    raise TargetNotFinite(f"{error}: {likely_cause(held)}") from error
-                raise
-            due, self.target_reused = False, True
-            losses, products = self._pass(pool, None, None, needs, bend=bend, kept=self._kept)
+            self._give_up_target(error)
+            used = None
+            losses, products = self._pass(pool, used, needs, hvp=hvp, held=self._update.held)
         except CaptureError as error:
             self.target.discard()
-            if self._kept is not None and self.update == "auto":
-                self._refuse(str(error))
-            elif self._kept is not None or not self._leave_out(error):
+            if self._update.held is not None and self.update == "auto":
+                self._update.refuse(str(error))
+            elif self._update.held is not None or not leave_out(self.parameters, error):
                 raise
-            return self._backward(pool, target, needs, target_weight, target_task, tokens)
-        if due:
+            return self._backward(pool, target, needs)
+        if used is not None:
             self.target.commit()
         elif needs.target:
             self.target.reuse()
-        valid = (tokens > 0) & losses.isfinite() & products.finite()
-        if self._undescribed and self.pool_micro_batch is None:
-            run = pool["input_ids"].numel() + (target["input_ids"].numel() if due and target is not None else 0)
-            log.info("scoring.layers=%s: %s", self.layers, self._pass.work.describe(self.model, run))
-            self._undescribed = False
-        self._doubt((tokens > 0) & losses.isfinite(), products)
-        if (self._unverified or self._unsaid) and bool(valid.any()):
-            rows = valid.nonzero().squeeze(1)[: min(VERIFIED_ROWS, self.pool_micro_batch or VERIFIED_ROWS)]
-            few = {key: pool[key][rows] for key in KEYS}
-            if self._unsaid:
-                self._say_left_out(few)
-            if self._unverified:
-                self._verify(few)
-        if self._kept is not None:
-            self._kept.valid = valid
-        gram, norms = products.gram, products.norms
-        return Signals(
-            valid=valid,
-            tokens=tokens,
-            losses=losses if needs.losses else None,
-            alignment=None if products.alignment is None else torch.where(valid, products.alignment, 0),
-            gram=None if gram is None else torch.where(valid[:, None] & valid, gram, 0),
-            norms=None if norms is None else torch.where(valid, norms, 0),
-            curvature=None if products.curvature is None else torch.where(valid, products.curvature, 0),
-            task_alignment=None if products.task_alignment is None else torch.where(valid, products.task_alignment, 0),
-            task_norms=None if products.task_squares is None else products.task_squares.sqrt(),
-        )
+        present = (tokens > 0) & losses.isfinite()
+        valid = present & products.finite()
+        self._checks(pool, used, present, valid, products)
+        if self._update.held is not None:
+            self._update.held.valid = valid
+        return _signals(needs, losses, tokens, valid, products)
 
-    def _leave_out(self, error: CaptureError) -> bool:
-        """Take what cannot be captured out of the geometry; False if that leaves nothing, or is nothing."""
-        # Of every layer and expert: which of them fail may change with the batch, what is compared must not.
-        roles = {re.sub(r"\d+", "#", name) for name in error.names}
-        left_out = [name for name in self.parameters if re.sub(r"\d+", "#", name) in roles]
-        if not left_out or len(left_out) == len(self.parameters):
-            return False
-        for name in left_out:
-            del self.parameters[name]
-        log.warning(
-            "%d parameters are left out of the geometry (%s, ...): %s", len(left_out), ", ".join(left_out[:2]), error
-        )
-        return True
-
-    def _doubt(self, finite_loss: Tensor, products: Products) -> None:
-        if self._doubted:
+    def _give_up_target(self, error: TargetNotFinite) -> None:
+        """Fall back on the stored target gradient, or raise where there is none to fall back on."""
+        self.target.discard()
+        if self.on_target_nan == "reuse" and self.target.stored:
+            self.target_reused = True
             return
-        found = doubts(finite_loss, products.gram, products.alignment, products.target_square, products.precision)
-        if found is not None:
-            self._doubted = True
-            log.warning(
-                "the scores of this step are not to be trusted, and this is said once: %s. Score in higher precision "
-                "(trainer.precision=32-true), or look at the losses and at scoring.layers",
-                found,
-            )
-
-    def _verify(self, few: Batch) -> None:
-        if self._kept is not None:
-            try:
-                verify_gradients(self.model, self._trainable, few, self.reduction, self._pass.packing(few))
-            except (GradientMismatch, CaptureError) as error:
-                if self.update != "auto":
-                    raise
-                self._refuse(str(error))
-        if self._kept is None:
-            verify_gradients(self.model, self.parameters, few, self.reduction, self._pass.packing(few))
-        self._unverified = False
-
-    def _say_left_out(self, few: Batch) -> None:
-        """Once, what ``all`` does not mean: embeddings tied to the output layer, which may be most of the gradient."""
-        self._unsaid = False
-        share = share_left_out(self.model, self._tied, self._trainable, few, self.reduction)
-        log.log(
-            logging.WARNING if share > 0.5 else logging.INFO,
-            "scoring.layers=all leaves out %s (embeddings tied to the output layer): %.1f %% of the squared gradient "
-            "norms of %d candidates under P = I; K and b are exact of the rest. To score with them: scoring.layers=.*",
-            ", ".join(self._tied),
-            100 * share,
-            len(few["labels"]),
-        )
-
-    def _refuse(self, reason: str) -> None:
-        self._kept, self._refusal = None, reason
-        log.warning("the update takes a second pass over the kept candidates (scoring.update=auto): %s", reason)
-
-    def _keep(self, pool: Batch) -> KeptFactors | None:
-        if self.update == "two_pass" or self._refusal is not None:
-            return None
-        if self.pool_micro_batch is not None:
-            self._refusal = "scoring.pool_micro_batch holds no factors"
-            return None
-        if has_dropout(self.model):
-            reason = "scoring is without dropout and training is not, so their gradients differ"
-            if self.update == "one_pass":
-                raise ValueError(f"scoring.update=one_pass is not possible: {reason}; use two_pass or auto")
-            self._refuse(reason)
-            return None
-        return KeptFactors(self.model, self._trainable, pool)
+        held = dict(self.model.named_parameters())
+        half = any(parameter.dtype == torch.float16 for parameter in held.values())
+        if half or not_finite(held.items()) is not None:  # no later batch will do better
+            raise TargetNotFinite(f"{error}: {likely_cause(held)}") from error
+        raise error
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint: tensors and plain integers only.
@@ -463,7 +322,7 @@ class Scorer:
         Returns:
             The stored target gradient and its counters.
         """
-        return {"target": self.target.state_dict(), "tasks": self._pass.tasks}
+        return {"target": self.target.state_dict(), "tasks": self.target.tasks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state; scoring goes on bit for bit as if it had never stopped.
@@ -481,17 +340,37 @@ class Scorer:
                 f"was scoring.layers changed?"
             )
         self.target.load_state_dict(state["target"])
-        self._pass.tasks = int(state.get("tasks", 0))
+        self.target.tasks = int(state.get("tasks", 0))
 
 
-def _watch(optimizer: Any, scorer: Scorer) -> None:
-    """Have a scorer's factors know of its optimizer's steps, for as long as there is the scorer."""
-    watched = weakref.ref(scorer)
+def _signals(needs: Needs, losses: Tensor, tokens: Tensor, valid: Tensor, products: Products) -> Signals:
+    """What was summed, with zeros for candidates that are not valid."""
+
+    def of(values: Tensor | None) -> Tensor | None:
+        return None if values is None else torch.where(valid, values, 0)
+
+    gram, squares = products.gram, products.task_squares
+    return Signals(
+        valid=valid,
+        tokens=tokens,
+        losses=losses if needs.losses else None,
+        alignment=of(products.alignment),
+        gram=None if gram is None else torch.where(valid[:, None] & valid, gram, 0),
+        norms=of(products.norms),
+        curvature=of(products.curvature),
+        task_alignment=of(products.task_alignment),
+        task_norms=None if squares is None else squares.sqrt(),
+    )
+
+
+def _watch(optimizer: Any, update: Update) -> None:
+    """Have held factors know of their optimizer's steps, for as long as there is the scorer."""
+    watched = weakref.ref(update)
 
     def stepped(*unused: Any) -> None:
         found = watched()
-        if found is not None and found._kept is not None:
-            found._kept.stepped = True
+        if found is not None:
+            found.stepped()
 
     if isinstance(optimizer, torch.optim.Optimizer):
         optimizer.register_step_post_hook(stepped)

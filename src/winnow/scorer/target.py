@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+
+TASK = "@"
+"""Stands between a parameter's name and a task's number where gradients are kept by task."""
+
+
+class TargetNotFinite(RuntimeError):
+    """The target batch has no usable gradient at this step and none is stored to reuse."""
+
+
+def task_key(name: str, number: int) -> str:
+    """Where a parameter's gradient on one task is held, in memory and in checkpoints.
+
+    Args:
+        name: the parameter.
+        number: the task.
+
+    Returns:
+        A name that no parameter has.
+    """
+    return f"{name}{TASK}{number}"
 
 
 class TargetGradient:
@@ -16,19 +37,21 @@ class TargetGradient:
 
     Args:
         ema: beta in [0, 1); 0 uses each gradient as it is.
-        every: a new gradient is due every ``every``-th call that needs one.
+        every: a new gradient is due every ``every``-th call that needs one; None for one that is held for good.
         keep: keep the last gradient even if neither of the above asks for it.
 
     Raises:
         ValueError: ``ema`` or ``every`` is out of range.
     """
 
-    def __init__(self, ema: float = 0.0, every: int = 1, keep: bool = False) -> None:
+    def __init__(self, ema: float = 0.0, every: int | None = 1, keep: bool = False) -> None:
         if not 0 <= ema < 1:
             raise ValueError(f"target_ema must be in [0, 1) (scoring.target_ema), got {ema}")
-        if every < 1:
+        if every is not None and every < 1:
             raise ValueError(f"every must be >= 1 (scoring.every), got {every}")
-        self.ema, self.every, self.keep = ema, every, keep or every > 1 or ema > 0
+        self.ema, self.every, self.keep = ema, every, keep or every != 1 or ema > 0
+        self.tasks = 0
+        """Number of target tasks of the last gradient that was taken by task."""
         self.updates = 0
         self.age = 0
         self._average: dict[str, Tensor] = {}
@@ -37,12 +60,23 @@ class TargetGradient:
     @property
     def due(self) -> bool:
         """Whether the coming call has to compute a new gradient."""
-        return not self.stored or self.age >= self.every
+        return not self.stored or (self.every is not None and self.age >= self.every)
 
     @property
     def stored(self) -> bool:
         """Whether there is a gradient to reuse."""
         return self.updates > 0
+
+    def hold(self, gradients: Mapping[str, Tensor], by_task: Sequence[Mapping[str, Tensor]] = ()) -> None:
+        """Take gradients that were computed elsewhere; they count as the first.
+
+        Args:
+            gradients: g* by parameter.
+            by_task: the gradient on every target task by parameter, where they are asked for one by one.
+        """
+        named = {task_key(name, number): value for number, one in enumerate(by_task) for name, value in one.items()}
+        self._average, self._staged = {**gradients, **named}, {}
+        self.updates, self.age, self.tasks = 1, 0, len(by_task)
 
     def stage(self, name: str, gradient: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Take a parameter's new gradient; it counts from ``commit`` on.

@@ -92,6 +92,32 @@ class SelectionModule(lightning.LightningModule):
         self._scored: tuple[Signals, Selection] | None = None
         self._val: dict[int, tuple[float, int]] = {}
 
+    @property
+    def scorer(self) -> Scorer:
+        """What scores the pools; there once the optimizer is.
+
+        Raises:
+            RuntimeError: it is not there yet.
+        """
+        if self._scorer is None:
+            raise RuntimeError("there is no scorer before the optimizer: fit, or prepare")
+        return self._scorer
+
+    def prepare(self, trainer: lightning.Trainer) -> torch.optim.Optimizer:
+        """Refuse and build what a fit would, outside one.
+
+        Args:
+            trainer: of the precision and devices that are meant.
+
+        Returns:
+            An optimizer of its own; a fit builds another.
+        """
+        self.trainer = trainer
+        self.on_fit_start()
+        built = self.configure_optimizers()
+        optimizer: torch.optim.Optimizer = built if isinstance(built, torch.optim.Optimizer) else built[0][0]
+        return optimizer
+
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule over the parameters that require gradients."""
         scorer, optimizer, scheduler = self._build

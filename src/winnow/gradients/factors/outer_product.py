@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from winnow.gradients.factors.base import Rows
+from winnow.gradients.factors.base import Factor, Projection, Rows
+from winnow.gradients.factors.dense import Formed
 
 LONG = 128
 """On a CPU, examples of at least this many tokens are combined one matmul each, or one for neighbours of one weight.
@@ -19,7 +20,7 @@ Shorter ones, and all on other devices, are combined in one matmul of copies.
 
 
 @dataclass(frozen=True)
-class OuterProduct:
+class OuterProduct(Formed):
     """G_i = diag(row) (sum_t left_i[t] right_i[t]^T) diag(column): the gradient of a linear map, never stored.
 
     Args:
@@ -48,9 +49,6 @@ class OuterProduct:
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.left)
-
-    def support(self) -> None:
-        """Every row is touched."""
 
     def rows(self, rows: Rows) -> Float[Tensor, "batch rows columns"]:
         """Per-example gradients of some rows; one batched matmul."""
@@ -103,25 +101,49 @@ class OuterProduct:
         row, column = (None if side is None else side.to(dtype) for side in (self.row, self.column))
         return OuterProduct(self.left.to(dtype), self.right.to(dtype), row, column)
 
-    def scaled(self, row: Float[Tensor, " rows"] | float, column: Float[Tensor, " columns"] | None) -> OuterProduct:
-        """diag(row) G_i diag(column), with the tokens' factors as they are.
+    def times(self, scalar: float) -> OuterProduct:
+        """scalar G_i, with the tokens' factors as they are."""
+        row = self.left.new_full(self.shape[:1], scalar) if self.row is None else scalar * self.row
+        return OuterProduct(self.left, self.right, row, self.column)
 
-        Args:
-            row: multipliers of the rows, or one number.
-            column: multipliers of the columns; None for ones.
+    def scale_sides(self, row: Float[Tensor, " rows"], column: Float[Tensor, " columns"]) -> OuterProduct:
+        """diag(row) G_i diag(column), with the tokens' factors as they are."""
+        row = row if self.row is None else row * self.row
+        return OuterProduct(self.left, self.right, row, column if self.column is None else column * self.column)
 
-        Returns:
-            The scaled gradients.
-        """
-        if self.row is not None:
-            row = row * self.row
-        elif not isinstance(row, Tensor):
-            row = self.left.new_full(self.shape[:1], row)
-        if column is None or self.column is None:
-            column = self.column if column is None else column
-        else:
-            column = column * self.column
-        return OuterProduct(self.left, self.right, row, column)
+    def multiply_left(self, matrix: Float[Tensor, "rows rows"]) -> OuterProduct:
+        """A G_i."""
+        left, right = self.sides()
+        return OuterProduct(left @ matrix, right)
+
+    def multiply_right(self, matrix: Float[Tensor, "columns columns"]) -> OuterProduct:
+        """G_i A."""
+        left, right = self.sides()
+        return OuterProduct(left, right @ matrix)
+
+    @property
+    def length(self) -> int:
+        """Tokens T."""
+        return self.left.shape[1]
+
+    @property
+    def paired(self) -> bool:
+        """There is nothing else."""
+        return True
+
+    @property
+    def factored(self) -> bool:
+        """Both sides are folded before they are multiplied out."""
+        return True
+
+    def projected(self, projection: Projection) -> Float[Tensor, "batch kept_rows kept_columns"]:
+        """R^T G_i Q, linear in tokens."""
+        left = projection.fold_rows(self.left, self.row)
+        return left.transpose(1, 2) @ projection.fold_columns(self.right, self.column)
+
+    def elementwise_of(self, factor: Factor) -> bool:
+        """Of gradients with the same tokens' factors."""
+        return isinstance(factor, OuterProduct) and self.left is factor.left and self.right is factor.right
 
     def sides(self) -> tuple[Float[Tensor, "batch tokens rows"], Float[Tensor, "batch tokens columns"]]:
         """Factors with the multipliers in them.

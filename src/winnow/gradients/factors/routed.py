@@ -10,10 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from winnow.gradients.factors.base import Rows
+from winnow.gradients.factors.dense import Formed
 
 
 @dataclass(frozen=True)
-class Routed:
+class Routed(Formed):
     """G_i[e] = sum over the slots s of example i routed to expert e of left_i[s] right_i[s]^T.
 
     A token has as many slots as it has experts. A side that is the same for all slots of a token is held

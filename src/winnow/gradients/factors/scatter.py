@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from winnow.gradients.factors.base import Rows
+from winnow.gradients.factors.base import Projection, Rows
+from winnow.gradients.factors.dense import Formed
 
 
 @dataclass(frozen=True)
-class Scatter:
+class Scatter(Formed):
     """G_i[token] = sum of values_i[t] over the positions t that hold the token: an embedding's gradient.
 
     Args:
@@ -84,3 +86,28 @@ class Scatter:
     def to(self, dtype: torch.dtype) -> Scatter:
         """The same gradients in another precision."""
         return Scatter(self.tokens, self.values.to(dtype), self.size)
+
+    def times(self, scalar: float) -> Scatter:
+        """scalar G_i."""
+        return Scatter(self.tokens, self.values * scalar, self.size)
+
+    def scale_sides(self, row: Float[Tensor, " rows"], column: Float[Tensor, " columns"]) -> Scatter:
+        """diag(row) G_i diag(column)."""
+        return Scatter(self.tokens, self.values * row[self.tokens][:, :, None] * column, self.size)
+
+    def multiply_right(self, matrix: Float[Tensor, "columns columns"]) -> Scatter:
+        """G_i A."""
+        return Scatter(self.tokens, self.values @ matrix, self.size)
+
+    def projected(self, projection: Projection) -> Float[Tensor, "batch kept_rows kept_columns"]:
+        """R^T G_i Q by one scatter to the buckets."""
+        if projection.rows is None:
+            return projection.formed(self)
+        signs, buckets = projection.rows.signs, projection.rows.buckets
+        values = projection.fold_columns(self.values) * signs.to(self.dtype)[self.tokens][:, :, None]
+        bucket = (self.tokens % buckets)[:, :, None].expand_as(values)
+        return values.new_zeros(len(self), buckets, values.shape[2]).scatter_add_(1, bucket, values)
+
+    def folded_columns(self, fold: Callable[[Tensor], Tensor]) -> Scatter:
+        """The rows that are touched stay as they are: they are few."""
+        return Scatter(self.tokens, fold(self.values), self.size)

@@ -9,11 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from winnow.gradients.factors.base import Factor, Rows
+from winnow.gradients.factors.base import Factor, Projection, Rows
+from winnow.gradients.factors.dense import Formed
+from winnow.gradients.factors.outer_product import OuterProduct
+from winnow.gradients.factors.scatter import Scatter
 
 
 @dataclass(frozen=True)
-class Sum:
+class Sum(Formed):
     """Several contributions to one parameter, added before any product is taken.
 
     Args:
@@ -72,3 +75,33 @@ class Sum:
     def to(self, dtype: torch.dtype) -> Sum:
         """The same gradients in another precision."""
         return Sum([part.to(dtype) for part in self.parts])
+
+    def times(self, scalar: float) -> Sum:
+        """scalar G_i, part by part."""
+        return Sum([part.times(scalar) for part in self.parts])
+
+    def scale_sides(self, row: Float[Tensor, " rows"], column: Float[Tensor, " columns"]) -> Sum:
+        """diag(row) G_i diag(column), part by part."""
+        return Sum([part.scale_sides(row, column) for part in self.parts])
+
+    def multiply_left(self, matrix: Float[Tensor, "rows rows"]) -> Sum:
+        """A G_i, part by part."""
+        return Sum([part.multiply_left(matrix) for part in self.parts])
+
+    def multiply_right(self, matrix: Float[Tensor, "columns columns"]) -> Sum:
+        """G_i A, part by part."""
+        return Sum([part.multiply_right(matrix) for part in self.parts])
+
+    @property
+    def length(self) -> int | None:
+        """Of the first part that has one."""
+        return next((part.length for part in self.parts if part.length is not None), None)
+
+    @property
+    def factored(self) -> bool:
+        """Whether all parts are outer products or scatters."""
+        return all(isinstance(part, OuterProduct | Scatter) for part in self.parts)
+
+    def projected(self, projection: Projection) -> Float[Tensor, "batch kept_rows kept_columns"]:
+        """R^T G_i Q, part by part."""
+        return torch.stack([part.projected(projection) for part in self.parts]).sum(0)

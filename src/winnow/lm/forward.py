@@ -1,0 +1,79 @@
+"""A model's forward as pools and targets are scored: padded, or in rows where that saves anything."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from winnow.lm.layout import Batch
+from winnow.lm.losses import example_losses
+from winnow.lm.packing import Packing, check, needs_one_row, pack
+
+log = logging.getLogger(__name__)
+
+
+class Forward:
+    """A model, how its losses are reduced, and how its batches are laid.
+
+    Args:
+        model: a causal language model.
+        reduction: ``mean`` | ``sum`` over an example's response tokens.
+        packed: lay the examples end to end in rows where that saves padding.
+
+    Raises:
+        ValueError: ``reduction`` is neither.
+    """
+
+    def __init__(self, model: nn.Module, reduction: str = "mean", packed: bool = False) -> None:
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum' (scoring.reduction), got {reduction!r}")
+        self.model, self.reduction, self.packed = model, reduction, packed
+        self._unchecked = packed
+        self._padded_tokens = self._packed_tokens = 0
+
+    @property
+    def packed_share(self) -> float | None:
+        """Cells of the rows laid so far, over those of the same batches padded; None where nothing is laid in rows."""
+        return self._packed_tokens / self._padded_tokens if self._padded_tokens else None
+
+    def losses(self, batch: Batch) -> Float[Tensor, " batch"]:
+        """Losses of a padded batch.
+
+        Args:
+            batch: the examples.
+
+        Returns:
+            See :func:`winnow.lm.losses.example_losses`.
+        """
+        return example_losses(self.model, batch, self.reduction)
+
+    def rows(self, batch: Batch) -> Packing | None:
+        """Lay a batch in rows, if that is asked for and saves anything; the first time, compare the losses.
+
+        Args:
+            batch: the examples.
+
+        Returns:
+            The rows; None to leave the batch padded.
+
+        Raises:
+            PackingError: the model does not keep packed examples apart.
+        """
+        if not self.packed:
+            return None
+        rows, padded = pack(batch, needs_one_row(self.model)), batch["input_ids"].numel()
+        if rows.input_ids.numel() >= padded:
+            self._padded_tokens += padded
+            self._packed_tokens += padded
+            return None
+        if self._unchecked:
+            with torch.no_grad():
+                check(self.model, self.losses(batch), rows.losses(self.model, self.reduction))
+            self._unchecked = False
+            log.info("scoring.pack: rows of %d tokens in place of %d padded", rows.input_ids.numel(), padded)
+        self._padded_tokens += padded
+        self._packed_tokens += rows.input_ids.numel()
+        return rows

@@ -1,0 +1,58 @@
+"""Products across pieces of a pool: gradients or their sketches are kept until all have come."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import Tensor
+
+from winnow.products.mode import Mode
+from winnow.products.parcel import Parcel
+from winnow.products.sums import Sums
+from winnow.products.way import Way
+
+
+class Stored(Way):
+    """K of candidates that arrive in pieces.
+
+    Args:
+        sums: what is added to.
+        mode: how products are taken.
+        sketches: keep sketches of matrices' gradients in place of the gradients.
+    """
+
+    def __init__(self, sums: Sums, mode: Mode, sketches: bool) -> None:
+        super().__init__(sums, mode)
+        self.sketches = sketches
+        self._stored: dict[str, list[tuple[slice, Tensor]]] = defaultdict(list)
+
+    def gram(self, parcel: Parcel) -> tuple[str, bool]:
+        """Keep P^(p/2) g_i, or sketches of it, for ``finish``.
+
+        Args:
+            parcel: a parameter's contribution.
+
+        Returns:
+            ``formed``, and that b is not done.
+        """
+        if self.sums.gram is not None:
+            scaled = parcel.preconditioner.factor(parcel.factor, self.half)
+            if self.sketches and len(scaled.shape) == 2:
+                kept = self.mode.sketch(parcel.name, scaled).factor(scaled)
+            else:
+                kept = scaled.rows(slice(None)).flatten(1)
+            self._stored[parcel.name].append((parcel.rows, kept))
+        return "formed", False
+
+    def finish(self) -> None:
+        """Multiply every piece by every other."""
+        gram = self.sums.gram
+        for name in list(self._stored):
+            pieces = self._stored.pop(name)
+            assert gram is not None
+            for number, (rows, left) in enumerate(pieces):
+                for others, right in pieces[number:]:
+                    block = left @ right.T
+                    gram[rows, others] += block
+                    if others != rows:
+                        gram[others, rows] += block.T
