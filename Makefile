@@ -41,7 +41,7 @@ demo: $(READY)  ## filter_weight and random on the same stream and budget, side 
 	$(BIN)/python -m winnow.report $(DEMO)/filter_weight $(DEMO)/random --out $(DEMO)/compare.png
 
 # One thread each: two tests side by side are faster than one with two threads at these sizes.
-test: $(READY)  ## the whole test suite; TESTS=tests/test_ledger.py for a part
+test: $(READY)  ## the whole test suite; TESTS=tests/engine for a part
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
 
 test-all: $(READY)  ## the same with ten times the drawn batch layouts

@@ -29,7 +29,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-settings.register_profile("thorough")  # ten times the layouts: tests/test_layouts.py
+settings.register_profile("thorough")  # ten times the layouts: tests/engine/test_layouts.py
 
 
 class NetworkUsed(AssertionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -156,3 +157,19 @@ def shape_factor(kind: str | None, rows: int, columns: int) -> float:
     if kind == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))
     return 1.0
+
+
+def wants_names(factory: Callable[..., Any]) -> bool:
+    """Whether an optimizer's constructor takes (name, parameter) pairs.
+
+    Args:
+        factory: a class, or a partial or wrapper of one.
+
+    Returns:
+        True if its first argument is called ``named_parameters``.
+    """
+    try:
+        arguments = list(inspect.signature(factory).parameters)
+    except (TypeError, ValueError):  # some built-in callables have no signature
+        return False
+    return bool(arguments) and arguments[0] == "named_parameters"

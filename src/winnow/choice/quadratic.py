@@ -1,4 +1,10 @@
-"""A small convex quadratic programme, solved exactly: the solver behind every weighting that is optimal."""
+"""A small convex quadratic programme, solved exactly: the solver behind every weighting that is optimal.
+
+A primal active-set method (Nocedal & Wright 2006, algorithm 16.3; for bounds alone it is that of Lawson & Hanson 1974,
+chapter 23), in float64. It holds a feasible w, moves to the minimum over the free entries, stops at the first bound
+met, and frees the entry whose multiplier is most wrong until none is: the KKT conditions then hold up to rounding. K
+may be singular; along a direction without curvature it moves to the next bound.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +29,6 @@ def minimise(
 ) -> Float[Tensor, " k"]:
     """Minimise 1/2 w'Kw - b'w over 0 <= w <= upper, optionally with sum(w) = total.
 
-    A primal active-set method (Nocedal & Wright 2006, algorithm 16.3; for bounds alone it is that of
-    Lawson & Hanson 1974, chapter 23), in float64. It holds a feasible w, moves to the minimum over the
-    free entries, stops at the first bound met, and frees the entry whose multiplier is most wrong until
-    none is: the KKT conditions then hold up to rounding. K may be singular; along a direction
-    without curvature it moves to the next bound.
-
     Args:
         gram: K, symmetric positive semi-definite.
         linear: b. Without ``upper`` and ``total`` the problem is bounded only if b lies in K's range, as it
@@ -47,23 +47,16 @@ def minimise(
     if not upper > 0 or (total is not None and (not total > 0 or upper != math.inf)):
         raise ValueError(f"upper must be > 0, total > 0 and without upper; got upper={upper}, total={total}")
     gram, linear = gram.double(), linear.double()
-    size = len(linear)
-    if size == 0:
+    if len(linear) == 0:
         return linear.clone()
-    if start is not None:
-        weight = start.double().clone()
-    else:
-        weight = torch.zeros_like(linear)
-        if total is not None:
-            weight[(0.5 * total * gram.diagonal() - linear).argmin()] = total
+    weight = _beginning(gram, linear, total) if start is None else start.double().clone()
     free = (weight > 0) & (weight < upper)
     magnitude, norm = gram.abs(), gram.diagonal().clamp_min(0).sqrt()
     norm = torch.where(norm > 0, norm, 1)
     barred = torch.zeros_like(free)  # freed without any progress since the last progress
     freed: int | None = None
-    settled = start is None or total is not None
-    settled = settled and bool(free.sum() <= (total is not None))
-    for _ in range(50 + 20 * size):
+    settled = (start is None or total is not None) and bool(free.sum() <= (total is not None))
+    for _ in range(50 + 20 * len(linear)):
         slope = linear - gram @ weight
         rounding = ROUNDING * (linear.abs() + magnitude @ weight)
         if not settled and total is None:
@@ -71,32 +64,24 @@ def minimise(
         if settled:
             level = slope[free].mean() if total is not None else slope.new_zeros(())
             wrong = torch.where(weight >= upper, level - slope, slope - level)
-            worst = wrong - (rounding + ROUNDING * level.abs())
-            worst = torch.where(free | barred | (worst <= 0), -math.inf, wrong / norm)
-            freed = int(worst.argmax())
-            if worst[freed] == -math.inf:
+            freed = _most_wrong(wrong, rounding + ROUNDING * level.abs(), free | barred, norm)
+            if freed is None:
                 break
             free[freed], settled = True, False
         index = free.nonzero().squeeze(1)
         move, curved = _direction(gram[index][:, index], slope[index], total is not None)
-        room = torch.where(move < 0, -weight[index] / move, math.inf)
-        if upper < math.inf:
-            room = torch.where(move > 0, (upper - weight[index]) / move, room)
+        room = _room(weight[index], move, upper)
         first = int(room.argmin())
         step = min(1.0 if curved else math.inf, float(room[first]))
-        if step == math.inf:  # no curvature and no bound that way: leave the entry where it was
-            step = 0.0
+        step = 0.0 if step == math.inf else step  # no curvature and no bound that way: leave the entry where it was
         progress = step * float(move @ slope[index]) > 0
         weight[index] = (weight[index] + step * move).clamp(0, upper)
         if step == float(room[first]):
-            at = int(index[first])
-            weight[at] = upper if float(move[first]) > 0 else 0.0
-            free[at] = False
-        elif not progress:
-            if freed is not None and free[freed]:
-                free[freed] = False
-            settled = True
+            weight[index[first]] = upper if float(move[first]) > 0 else 0.0
+            free[index[first]] = False
         else:
+            if not progress and freed is not None and free[freed]:
+                free[freed] = False
             settled = True
         if progress:
             barred.zero_()
@@ -105,6 +90,27 @@ def minimise(
         if not bool(free.any()):
             settled = True
     return weight if total is None else weight * (total / weight.sum())
+
+
+def _beginning(gram: Tensor, linear: Tensor, total: float | None) -> Tensor:
+    """A feasible point: nothing, or all of ``total`` on the entry that is best alone."""
+    weight = torch.zeros_like(linear)
+    if total is not None:
+        weight[(0.5 * total * gram.diagonal() - linear).argmin()] = total
+    return weight
+
+
+def _most_wrong(wrong: Tensor, rounding: Tensor, barred: Tensor, norm: Tensor) -> int | None:
+    """The entry whose multiplier is most wrong, by more than rounding; None where none is."""
+    worst = torch.where(barred | (wrong - rounding <= 0), -math.inf, wrong / norm)
+    found = int(worst.argmax())
+    return None if worst[found] == -math.inf else found
+
+
+def _room(weight: Tensor, move: Tensor, upper: float) -> Tensor:
+    """How far along ``move`` every entry can go before a bound."""
+    room = torch.where(move < 0, -weight / move, math.inf)
+    return torch.where(move > 0, (upper - weight) / move, room) if upper < math.inf else room
 
 
 def _direction(gram: Tensor, slope: Tensor, balanced: bool) -> tuple[Tensor, bool]:

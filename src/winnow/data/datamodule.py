@@ -16,7 +16,6 @@ from winnow.data.example import Corpus, Target
 from winnow.data.lengths import fit_targets
 from winnow.data.reach import check_references_fit, check_stream_fits
 from winnow.data.steps import StepData, StepSampler
-from winnow.data.subset import restrict
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +35,10 @@ class SelectionDataModule(lightning.LightningDataModule):
         val_batch_size: examples per batch when the target NLL is measured.
         val_limit: examples per target whose NLL is watched during training; None for all.
         target_order: ``shared`` (every target in every target batch) | ``round_robin`` (one target per step).
-        subset: file of ids, with scores or without, that the stream is restricted to; None for the whole stream.
-        subset_size: how many of them to take by score, or what share of them; None for all.
-        subset_by: the file's column to rank by.
-        subset_order: ``highest`` | ``lowest`` scores first.
 
     Raises:
         ValueError: a size is not positive, a target split is empty, it or the stream has no response token within
-            ``max_length``, the stream is smaller than a pool, or the subset is not of it (see
-            :func:`winnow.data.subset.restrict`).
+            ``max_length``, or the stream is smaller than a pool.
     """
 
     def __init__(
@@ -60,10 +54,6 @@ class SelectionDataModule(lightning.LightningDataModule):
         val_batch_size: int = 32,
         val_limit: int | None = None,
         target_order: str = "shared",
-        subset: str | None = None,
-        subset_size: int | float | None = None,
-        subset_by: str = "score",
-        subset_order: str = "highest",
     ) -> None:
         super().__init__()
         if val_limit is not None and val_limit < 1:
@@ -81,11 +71,6 @@ class SelectionDataModule(lightning.LightningDataModule):
         for target in corpus.targets:
             if not len(target.val) or not len(target.test):
                 raise ValueError(f"target {target.name!r} has an empty val or test split (data.corpus)")
-        if subset is not None:
-            chosen = restrict(corpus.stream, subset, subset_size, subset_by, subset_order)
-            corpus = replace(corpus, stream=chosen)
-        elif subset_size is not None:
-            raise ValueError(f"data.subset_size={subset_size} is a size of data.subset, which names no file")
         size = corpus.stream.size
         if size is not None and size < pool_size:
             raise ValueError(f"the stream holds {size} examples, fewer than one pool (data.pool_size={pool_size})")

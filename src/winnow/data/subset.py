@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
-from winnow.data.example import Example, Stream
+from winnow.data.example import Corpus, Example, Stream
 from winnow.data.rows import Listed
 from winnow.records.shown import shown
 from winnow.records.table import read_table
@@ -15,6 +16,35 @@ ORDERS = ("highest", "lowest")
 DEFAULT_BY = "score"
 """Column that winnow.score writes; a list of ids need not have it."""
 SHOWN = 3
+
+
+def restricted(
+    corpus: Corpus,
+    subset: str | None = None,
+    subset_size: int | float | None = None,
+    subset_by: str = DEFAULT_BY,
+    subset_order: str = "highest",
+) -> Corpus:
+    """A corpus whose stream is the part of it that a file chooses.
+
+    Args:
+        corpus: the whole.
+        subset: file of ids, with scores or without; None for the whole stream.
+        subset_size: how many of them to take by score, or what share of them; None for all.
+        subset_by: the file's column to rank by.
+        subset_order: ``highest`` | ``lowest`` scores first.
+
+    Returns:
+        The corpus, the same where no file is named.
+
+    Raises:
+        ValueError: see :func:`restrict`; or a size is given and no file.
+    """
+    if subset is not None:
+        return replace(corpus, stream=restrict(corpus.stream, subset, subset_size, subset_by, subset_order))
+    if subset_size is not None:
+        raise ValueError(f"data.subset_size={subset_size} is a size of data.subset, which names no file")
+    return corpus
 
 
 def restrict(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from winnow.selectors.abilities import Ranking, RankingByTask
 from winnow.selectors.base import by_task
 from winnow.signals import Signals
 
@@ -32,14 +33,14 @@ def columns(
         if values is not None:
             columns[name] = values.double()
     scores: Tensor | None = None
-    if hasattr(selector, "task_scores") and last.task_alignment is not None:
+    if isinstance(selector, RankingByTask) and last.task_alignment is not None:
         by_tasks = torch.stack([rate * selector.task_scores(signals) for rate, signals in found]).sum(0)
         columns.update({f"score/{name}": row for name, row in zip(names, by_tasks, strict=True)})
         scores = by_task(by_tasks, selector.aggregate)
-    elif hasattr(selector, "scores"):
+    elif isinstance(selector, Ranking):
         parts = [selector.scores(signals) for _, signals in found]
-        if all(part is not None for part in parts):
-            scores = torch.stack([rate * part for (rate, _), part in zip(found, parts, strict=True)]).sum(0)
+        known = [rate * part for (rate, _), part in zip(found, parts, strict=True) if part is not None]
+        scores = torch.stack(known).sum(0) if len(known) == len(parts) else None
     if scores is not None:
         columns["score"] = scores
     gone = {

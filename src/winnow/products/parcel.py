@@ -70,7 +70,7 @@ class Parcel:
     on_formed: Callable[[Factor], None] | None = None
 
     def target(self) -> Float[Tensor, "*shape"]:
-        """tau itself.
+        """Tau itself.
 
         Returns:
             A tensor of the parameter's shape.

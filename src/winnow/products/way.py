@@ -56,7 +56,7 @@ class Way(ABC):
 
     def finish(self) -> None:
         """Take K and b from what was stored on the way."""
-        return None
+        return
 
     @property
     def shares(self) -> bool:

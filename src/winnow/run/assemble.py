@@ -15,10 +15,12 @@ from hydra.types import RunMode
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
 
 from winnow.callbacks import AtomicCheckpointIO, Records
 from winnow.data import Corpus, SelectionDataModule
 from winnow.data.reach import groups
+from winnow.data.subset import restricted
 from winnow.models import LanguageModel
 from winnow.records.checkpoint import check_fits, read_checkpoint
 from winnow.records.folder import changes
@@ -28,6 +30,7 @@ from winnow.records.table import TABLES
 from winnow.run.instantiate import BuildError, blaming, build, build_all, check_numbers, plain
 from winnow.run.options import check_options
 from winnow.run.schedule import planned_updates, schedule_arguments
+from winnow.selectors.abilities import Labelled, Recorded, Sized
 from winnow.selectors.base import Selector, check_filter_size
 from winnow.tracking import careful, forgiving, is_lost
 from winnow.training.module import SelectionModule
@@ -94,10 +97,7 @@ def assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     parts.corpus = build(cfg.data.corpus)
     for reason, count in parts.corpus.report.items():
         log.warning("data: %d examples left out: %s", count, reason)
-    options = {name: value for name, value in plain(cfg.data).items() if name != "corpus"}
-    with blaming("data"):
-        check_numbers(SelectionDataModule, options, "data")
-        parts.data = SelectionDataModule(parts.corpus, parts.language.tokenizer, seed=cfg.seed, **options)
+    parts.data = datamodule(cfg, parts.corpus, parts.language.tokenizer)
     parts.preparation = preparation(prepared_by(cfg))
     selector = build(cfg.selector)
     if not isinstance(selector, Selector):
@@ -105,13 +105,13 @@ def assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
             f"selector._target_={cfg.selector._target_} is no selector: it needs a property `needs` and "
             "`__call__(signals, generator)`; see winnow.selectors.base.Selector"
         )
-    if hasattr(selector, "filter_size"):
+    if isinstance(selector, Sized):
         check_filter_size(selector.filter_size, parts.data.steps.pool_size)
     if parts.data.steps.turns is not None and len(parts.corpus.targets) > 1:
         _check_turns(cfg, selector.needs.per_task)
-    if hasattr(selector, "check_groups"):
+    if isinstance(selector, Labelled):
         selector.check_groups(*groups(parts.corpus.stream, cfg.seed))
-    if hasattr(selector, "check_stream"):
+    if isinstance(selector, Recorded):
         endless = int(cfg.trainer.max_epochs or -1) == -1
         steps = int(cfg.trainer.max_steps) if endless and int(cfg.trainer.max_steps) > 0 else None
         selector.check_stream(parts.data.steps.pool_ids(), steps)
@@ -150,6 +150,25 @@ def assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
         if is_lost(logger):  # Lightning would ask it once more, and fail
             parts.trainer.loggers, logger = [], None
     parts.logger = logger
+
+
+def datamodule(cfg: DictConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> SelectionDataModule:
+    """The stream, or the part of it that was chosen before, and the targets, as pools.
+
+    Args:
+        cfg: the composed configuration.
+        corpus: what ``data.corpus`` builds.
+        tokenizer: the model's.
+
+    Returns:
+        The datamodule of a run.
+    """
+    options = {name: value for name, value in plain(cfg.data).items() if name != "corpus"}
+    with blaming("data"):
+        for accepts in (SelectionDataModule, restricted):
+            check_numbers(accepts, options, "data")
+        subset = {key: options.pop(key) for key in [*options] if key.startswith("subset")}
+        return SelectionDataModule(restricted(corpus, **subset), tokenizer, seed=cfg.seed, **options)
 
 
 def _resume(cfg: DictConfig, parts: Parts, optimizer: torch.optim.Optimizer) -> None:

@@ -27,8 +27,8 @@ from winnow.offline.columns import columns
 from winnow.offline.stream import score_stream, stream_needs
 from winnow.records.preparation import Cost, beside, check_file, write_scores
 from winnow.records.provenance import anonymous, provenance
-from winnow.run.assemble import check
-from winnow.run.instantiate import BuildError, blaming, build, check_numbers, plain
+from winnow.run.assemble import check, datamodule
+from winnow.run.instantiate import BuildError, blaming, build, plain
 from winnow.run.options import check_options
 from winnow.run.process import left_as_found
 from winnow.signals import Needs, Signals
@@ -136,7 +136,7 @@ class Stream:
 
 def _by_selector(cfg: DictConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[Cost], dict[str, Any]]:
     language = build(cfg.model)
-    data = _datamodule(cfg, corpus, language.tokenizer)
+    data = datamodule(cfg, corpus, language.tokenizer)
     trainer = build(
         cfg.trainer,
         logger=False,
@@ -178,13 +178,6 @@ def _by_selector(cfg: DictConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[Co
         "projection": cfg.projection,
     }
     return table, [*warm_up(checkpoints), Cost("scoring", examples, spent, 0.0)], facts
-
-
-def _datamodule(cfg: DictConfig, corpus: Corpus, tokenizer: Any) -> SelectionDataModule:
-    options = {name: value for name, value in plain(cfg.data).items() if name != "corpus"}
-    with blaming("data"):
-        check_numbers(SelectionDataModule, options, "data")
-        return SelectionDataModule(corpus, tokenizer, seed=cfg.seed, **options)
 
 
 def _module(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -81,10 +83,21 @@ class Update:
         self.held, self._refusal = None, reason
         log.warning("the update takes a second pass over the kept candidates (scoring.update=auto): %s", reason)
 
-    def stepped(self) -> None:
-        """Take note that the optimizer has made a step."""
-        if self.held is not None:
-            self.held.stepped = True
+    def watch(self, optimizer: Any) -> None:
+        """Have held factors know of their optimizer's steps, for as long as there is the scorer.
+
+        Args:
+            optimizer: the one that makes the updates.
+        """
+        watched = weakref.ref(self)
+
+        def stepped(*unused: Any) -> None:
+            found = watched()
+            if found is not None and found.held is not None:
+                found.held.stepped = True
+
+        if isinstance(optimizer, torch.optim.Optimizer):
+            optimizer.register_step_post_hook(stepped)
 
     def weighted(self, selection: Selection) -> dict[str, Tensor]:
         """The gradient by parameter; see :meth:`winnow.scorer.Scorer.weighted_gradients`.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from winnow.gradients.backward import backward_through
@@ -17,7 +18,7 @@ from winnow.scorer.pieces import score_in_pieces
 from winnow.scorer.scope import Scope
 from winnow.scorer.target import TargetNotFinite
 from winnow.scorer.visit import Visit
-from winnow.signals import Needs
+from winnow.signals import Needs, Signals
 
 
 class PoolPass:
@@ -117,3 +118,40 @@ class PoolPass:
         if b is not None and bool(valid.any()) and not bool(b[valid].isfinite().any()):
             raise TargetNotFinite("the target gradient is not finite")
         return losses, products
+
+
+def signals_of(
+    needs: Needs,
+    losses: Float[Tensor, " pool"],
+    tokens: Int[Tensor, " pool"],
+    valid: Bool[Tensor, " pool"],
+    products: Products,
+) -> Signals:
+    """What was summed, as a selector gets it.
+
+    Args:
+        needs: what was asked for.
+        losses: of the candidates.
+        tokens: response tokens of each.
+        valid: which may be chosen.
+        products: K, b and norms.
+
+    Returns:
+        The signals, zero in rows (and columns of K) of candidates that are not valid.
+    """
+
+    def of(values: Tensor | None) -> Tensor | None:
+        return None if values is None else torch.where(valid, values, 0)
+
+    gram, squares = products.gram, products.task_squares
+    return Signals(
+        valid=valid,
+        tokens=tokens,
+        losses=losses if needs.losses else None,
+        alignment=of(products.alignment),
+        gram=None if gram is None else torch.where(valid[:, None] & valid, gram, 0),
+        norms=of(products.norms),
+        curvature=of(products.curvature),
+        task_alignment=of(products.task_alignment),
+        task_norms=None if squares is None else squares.sqrt(),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,16 +18,15 @@ from winnow.lm.forward import Forward
 from winnow.lm.layout import Batch, response_tokens, right_padded
 from winnow.lm.quiet import quiet
 from winnow.products.mode import Mode
-from winnow.products.products import Products
 from winnow.scorer.checks import Checks
 from winnow.scorer.curvature import scored_curvature
 from winnow.scorer.forward import forward_signals
 from winnow.scorer.one_pass import Update
 from winnow.scorer.parameters import choose_parameters, leave_out
-from winnow.scorer.pool_pass import PoolPass
+from winnow.scorer.pool_pass import PoolPass, signals_of
 from winnow.scorer.reference import Reference
 from winnow.scorer.scope import Scope
-from winnow.scorer.target import TASK, TargetGradient, TargetNotFinite
+from winnow.scorer.target import TargetGradient, TargetNotFinite
 from winnow.selection import Selection
 from winnow.signals import Needs, Signals
 
@@ -51,7 +49,7 @@ class Scorer:
         geometry: ``auto`` reads the optimizer; ``identity`` is P = I; or a ``Geometry``.
         first_step: P before the optimizer has a state: ``pool`` | ``identity``.
         target_ema: decay of the average of target gradients over steps, in [0, 1).
-        every: the target gradient is computed at every n-th call that needs it, reused in between; None: only where none is held.
+        every: the target gradient is computed at every n-th call that needs it, and reused in between; None for once.
         on_target_nan: ``skip`` raises ``TargetNotFinite`` when the target's loss or gradient is not
             finite; ``reuse`` takes the last good target gradient and raises only if there is none.
         verify: at the first backward, compare captured gradients with autograd's on a few candidates.
@@ -123,7 +121,7 @@ class Scorer:
         self.target_reused = False
         """Whether the last call took the stored target gradient because the new one was not finite."""
         self._reference = Reference(reference, model)
-        _watch(getattr(optimizer, "optimizer", optimizer), self._update)
+        self._update.watch(getattr(optimizer, "optimizer", optimizer))
 
     @property
     def update(self) -> str:
@@ -226,37 +224,21 @@ class Scorer:
         return self._update.held is not None
 
     def weighted_gradients(self, selection: Selection) -> dict[str, Tensor]:
-        """The update's gradient (1/k) sum_i w_i g_i from the factors of the last call.
-
-        Args:
-            selection: valid candidates of that call's pool, and their weights.
-
-        Returns:
-            Gradients by name of every trainable parameter that the loss reached.
-
-        Raises:
-            RuntimeError: the last call kept no factors, or pool or parameters have changed since.
-            ValueError: the selection names candidates that are not valid.
-        """
+        """The update's gradient (1/k) sum_i w_i g_i by parameter, from held factors; see :meth:`backward`."""
         return self._update.weighted(selection)
 
     def assign_update(self, selection: Selection, accumulate: bool = False) -> None:
-        """Write the update's gradient to every trainable parameter's ``.grad`` and let go of the factors.
-
-        Args:
-            selection: valid candidates of the last call's pool, and their weights.
-            accumulate: add to the gradients that are there, instead of replacing them.
-
-        Raises:
-            RuntimeError: the last call kept no factors, they are used up, or pool or parameters have changed since.
-            ValueError: the selection names candidates that are not valid.
-        """
+        """Write that gradient to every trainable parameter's ``.grad``, and let go of the factors."""
         self._update.assign(selection, accumulate)
 
     def backward(
         self, pool: Batch, selection: Selection, backward: Callable[[Tensor], None] = torch.Tensor.backward
     ) -> tuple[Selection, Float[Tensor, " pool"]]:
         """Add the update's gradient to ``.grad``, from the factors of the last call or else by a second pass.
+
+        A loop of one's own may instead ask ``holds_update`` and call ``assign_update``, which replaces what is in
+        ``.grad`` unless ``accumulate``, or take ``weighted_gradients``; both raise RuntimeError where no factors are
+        held.
 
         Args:
             pool: the pool of the last call.
@@ -302,7 +284,7 @@ class Scorer:
         self._checks(pool, used, present, valid, products)
         if self._update.held is not None:
             self._update.held.valid = valid
-        return _signals(needs, losses, tokens, valid, products)
+        return signals_of(needs, losses, tokens, valid, products)
 
     def _give_up_target(self, error: TargetNotFinite) -> None:
         """Fall back on the stored target gradient, or raise where there is none to fall back on."""
@@ -333,44 +315,5 @@ class Scorer:
         Raises:
             ValueError: the state belongs to other parameters.
         """
-        strangers = {name.split(TASK)[0] for name in state["target"]["gradients"]} - set(self.parameters)
-        if strangers:
-            raise ValueError(
-                f"the checkpoint's target gradient has parameters that are not scored here: {sorted(strangers)[:3]}; "
-                f"was scoring.layers changed?"
-            )
-        self.target.load_state_dict(state["target"])
+        self.target.load_state_dict(state["target"], self.parameters)
         self.target.tasks = int(state.get("tasks", 0))
-
-
-def _signals(needs: Needs, losses: Tensor, tokens: Tensor, valid: Tensor, products: Products) -> Signals:
-    """What was summed, with zeros for candidates that are not valid."""
-
-    def of(values: Tensor | None) -> Tensor | None:
-        return None if values is None else torch.where(valid, values, 0)
-
-    gram, squares = products.gram, products.task_squares
-    return Signals(
-        valid=valid,
-        tokens=tokens,
-        losses=losses if needs.losses else None,
-        alignment=of(products.alignment),
-        gram=None if gram is None else torch.where(valid[:, None] & valid, gram, 0),
-        norms=of(products.norms),
-        curvature=of(products.curvature),
-        task_alignment=of(products.task_alignment),
-        task_norms=None if squares is None else squares.sqrt(),
-    )
-
-
-def _watch(optimizer: Any, update: Update) -> None:
-    """Have held factors know of their optimizer's steps, for as long as there is the scorer."""
-    watched = weakref.ref(update)
-
-    def stepped(*unused: Any) -> None:
-        found = watched()
-        if found is not None:
-            found.stepped()
-
-    if isinstance(optimizer, torch.optim.Optimizer):
-        optimizer.register_step_post_hook(stepped)

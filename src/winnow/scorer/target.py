@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -138,11 +138,21 @@ class TargetGradient:
             "gradients": dict(self._average),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], parameters: Collection[str]) -> None:
         """Restore a state.
 
         Args:
             state: what ``state_dict`` gave.
+            parameters: names of those that take part.
+
+        Raises:
+            ValueError: the state belongs to other parameters.
         """
+        unknown = {name.split(TASK)[0] for name in state["gradients"]} - set(parameters)
+        if unknown:
+            raise ValueError(
+                f"the checkpoint's target gradient has parameters that are not scored here: {sorted(unknown)[:3]}; "
+                f"was scoring.layers changed?"
+            )
         self.updates, self.age = int(state["updates"]), int(state["age"])
         self._average = {name: gradient.clone() for name, gradient in state["gradients"].items()}

@@ -18,8 +18,8 @@ class Selector(Protocol):
     """Turns the signals of one pool into a selection.
 
     A selector is a small object without a model: it says what it needs, is given exactly that, and draws from
-    no random generator but the one it is given. One that keeps state across steps also has ``state_dict``
-    and ``load_state_dict`` (tensors and plain numbers only).
+    no random generator but the one it is given. What else it may be able to do is in
+    :mod:`winnow.selectors.abilities`.
     """
 
     @property
@@ -52,26 +52,6 @@ def check_filter_size(filter_size: int, pool_size: int | None = None) -> None:
             f"selector.filter_size={filter_size} is more than the pool's {pool_size} candidates: "
             f"lower selector.filter_size or raise data.pool_size to at least {filter_size}"
         )
-
-
-@runtime_checkable
-class Ranking(Protocol):
-    """A selector that keeps the candidates with the highest scores, so that a whole stream can be ranked at once.
-
-    One that looks at several target tasks also has ``task_scores`` (a row per task) and ``aggregate``, so that the
-    scores of several checkpoints can be added up before the tasks are.
-    """
-
-    @property
-    def needs(self) -> Needs:
-        """What the scores are made from."""
-
-    def scores(self, signals: Signals) -> Float[Tensor, " pool"] | None:
-        """A score per candidate, the highest kept; None where the settings choose by something else.
-
-        Args:
-            signals: what ``needs`` asked for.
-        """
 
 
 AGGREGATES = ("max", "mean")

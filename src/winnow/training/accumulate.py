@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -72,3 +73,31 @@ class Accumulated:
             state: what ``state_dict`` gave.
         """
         self.seen, self.count, self._sum = int(state["seen"]), int(state["count"]), dict(state["sum"])
+
+
+def check_clip_norm(bound: object) -> None:
+    """Refuse a bound that is none.
+
+    Args:
+        bound: ``clip_norm``.
+
+    Raises:
+        ValueError: it is neither None nor a finite number above zero.
+    """
+    number = isinstance(bound, int | float) and not isinstance(bound, bool)
+    if bound is not None and not (number and 0 < cast(float, bound) < math.inf):
+        raise ValueError(f"clip_norm must be a number > 0 and finite, or null for none; got {bound!r}")
+
+
+def clip(parameters: Mapping[str, nn.Parameter], bound: float | None) -> bool:
+    """Clip the norm of all gradients together.
+
+    Args:
+        parameters: by name.
+        bound: of the norm; None to leave it.
+
+    Returns:
+        Whether the norm is finite.
+    """
+    norm = nn.utils.clip_grad_norm_(list(parameters.values()), float("inf") if bound is None else bound)
+    return bool(norm.isfinite())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
 
 from winnow.selection import Selection
-from winnow.signals import Signals
+from winnow.signals import Needs, Signals
 
 
 @dataclass(frozen=True)
@@ -30,3 +31,53 @@ class StepRecord:
     selection: Selection
     losses: Float[Tensor, " pool"]
     metrics: dict[str, float]
+
+
+def step_metrics(
+    loss: float,
+    rate: float,
+    signals: Signals,
+    selection: Selection,
+    budget: Mapping[str, float],
+    target_loss: Float[Tensor, ""] | None,
+) -> dict[str, float]:
+    """Scalars of a step, by the name they are logged under.
+
+    Args:
+        loss: of the update.
+        rate: the learning rate.
+        signals: what the selector was given.
+        selection: what was trained on.
+        budget: the counters' metrics.
+        target_loss: of the target batch; None where none was run.
+
+    Returns:
+        Metrics of one step.
+    """
+    return {
+        "train/loss": loss,
+        "select/kept": float(len(selection)),
+        "select/effective_size": selection.effective_size,
+        "select/valid": float(signals.valid.sum()),
+        "optimizer/lr": rate,
+        **{f"select/{name}": float(value) for name, value in selection.diagnostics.items()},
+        **budget,
+        **({} if target_loss is None else {"target/loss": float(target_loss)}),
+    }
+
+
+def step_needs(needs: Needs, by_task: bool) -> Needs:
+    """What is computed at a step: what the selector needs, and what the ledger wants and costs little.
+
+    Args:
+        needs: the selector's.
+        by_task: alignments with each target task are wanted, too.
+
+    Returns:
+        The needs, with losses wherever there is a forward, which gives them for nothing.
+    """
+    if needs.forward:
+        needs = replace(needs, losses=True)
+    if by_task and needs.alignment is not None and needs.sketch is None:
+        needs = replace(needs, per_task=True)
+    return needs

@@ -99,11 +99,11 @@ class Factor(ABC):
 
     @abstractmethod
     def times(self, scalar: float) -> Factor:
-        """scalar G_i."""
+        """Scalar G_i."""
 
     @abstractmethod
     def scaled(self, scale: Float[Tensor, "*shape"]) -> Factor:
-        """scale o G_i."""
+        """Scale o G_i."""
 
     @abstractmethod
     def scale_sides(self, row: Float[Tensor, " rows"], column: Float[Tensor, " columns"]) -> Factor:

@@ -18,11 +18,11 @@ class Formed(Factor):
     """Maps of gradients by forming them, for kinds and cases without a better way."""
 
     def times(self, scalar: float) -> Factor:
-        """scalar G_i."""
+        """Scalar G_i."""
         return Dense(self.block(slice(None)) * scalar)
 
     def scaled(self, scale: Float[Tensor, "*shape"]) -> Factor:
-        """scale o G_i, still factored below the scale."""
+        """Scale o G_i, still factored below the scale."""
         return Scaled(self, scale)
 
     def scale_sides(self, row: Float[Tensor, " rows"], column: Float[Tensor, " columns"]) -> Factor:
@@ -72,7 +72,7 @@ class Dense(Formed):
         return values[:, rows]
 
     def times(self, scalar: float) -> Dense:
-        """scalar G_i."""
+        """Scalar G_i."""
         return Dense(self.values * scalar)
 
     def combine(

@@ -102,7 +102,7 @@ class OuterProduct(Formed):
         return OuterProduct(self.left.to(dtype), self.right.to(dtype), row, column)
 
     def times(self, scalar: float) -> OuterProduct:
-        """scalar G_i, with the tokens' factors as they are."""
+        """Scalar G_i, with the tokens' factors as they are."""
         row = self.left.new_full(self.shape[:1], scalar) if self.row is None else scalar * self.row
         return OuterProduct(self.left, self.right, row, self.column)
 

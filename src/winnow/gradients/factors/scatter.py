@@ -88,7 +88,7 @@ class Scatter(Formed):
         return Scatter(self.tokens, self.values.to(dtype), self.size)
 
     def times(self, scalar: float) -> Scatter:
-        """scalar G_i."""
+        """Scalar G_i."""
         return Scatter(self.tokens, self.values * scalar, self.size)
 
     def scale_sides(self, row: Float[Tensor, " rows"], column: Float[Tensor, " columns"]) -> Scatter:

@@ -77,7 +77,7 @@ class Sum(Formed):
         return Sum([part.to(dtype) for part in self.parts])
 
     def times(self, scalar: float) -> Sum:
-        """scalar G_i, part by part."""
+        """Scalar G_i, part by part."""
         return Sum([part.times(scalar) for part in self.parts])
 
     def scale_sides(self, row: Float[Tensor, " rows"], column: Float[Tensor, " columns"]) -> Sum:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from winnow import selectors
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 BASELINES = sorted(path.stem for path in (ROOT / "conf" / "baseline").glob("*.yaml"))
 QUESTIONS = {

@@ -18,7 +18,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
 from tests.commands import CONF, compose, save_base
-from tests.test_run import go, read
+from tests.run.test_run import go, read
 from winnow.evaluate import MEASURE_ONLY, with_defaults
 from winnow.records import strict_json
 from winnow.records.status import Terminated

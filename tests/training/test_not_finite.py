@@ -12,7 +12,7 @@ import torch
 
 from tests import runs
 from tests.commands import SMALL, configured, save_base
-from tests.test_run import go
+from tests.run.test_run import go
 from winnow.lm.finite import NotFinite, not_finite
 from winnow.run import run
 from winnow.run.instantiate import BuildError

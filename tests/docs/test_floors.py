@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "src" / "winnow"
+PACKAGE = Path(__file__).parents[2] / "src" / "winnow"
 FLOORS = [
     ["version", "signals", "selection", "choice"],
     ["lm", "records"],

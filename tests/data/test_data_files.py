@@ -18,7 +18,7 @@ from winnow.data.text import TextPassages
 
 exact = settings(derandomize=True, deadline=None, max_examples=60)
 GOOD = [{"prompt": f"What is {n}?", "response": f"It is {n}."} for n in range(6)]
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def write(path: Path, rows: list[Any]) -> str:

@@ -13,10 +13,11 @@ import torch
 
 from tests import runs
 from tests.commands import CONF, commands, compose, configured, save_base
-from tests.test_run import go, read
+from tests.run.test_run import go, read
 from winnow.models import load
+from winnow.run.assemble import datamodule
 from winnow.run.cli import check
-from winnow.run.instantiate import BuildError, build, plain
+from winnow.run.instantiate import BuildError, build
 from winnow.run.options import check_options
 from winnow.selectors import Oracle
 from winnow.signals import Signals
@@ -169,10 +170,7 @@ def test_a_printed_command_reads_data_as_it_stands(command: list[str]) -> None:
         for one, split in (("val", "validation"), ("test", "test"))
     ]
     with configured(*command, *(local if names else []), "data.pool_size=4") as cfg:
-        data = plain(cfg.data)
-        world = build(cfg.data.corpus)
-        del data["corpus"]
-        batch = runs.SelectionDataModule(world, runs.tokenizer(), seed=0, **data).steps[(0, 0)]
+        batch = datamodule(cfg, build(cfg.data.corpus), runs.tokenizer()).steps[(0, 0)]
     assert len(batch["pool"]["labels"]) == 4 and len(batch["target"]["labels"]) == 8
 
 

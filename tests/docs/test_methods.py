@@ -10,7 +10,7 @@ from tests.cases import CASES, Pool
 from winnow import methods
 from winnow.signals import Needs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_docs_are_up_to_date():

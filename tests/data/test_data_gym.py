@@ -19,7 +19,7 @@ from winnow.data.gym import UNREPEATABLE, GymFamily, GymScore, gym_corpus
 from winnow.data.splits import normalise
 from winnow.run.instantiate import build
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 real = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="reasoning-gym is an extra")
 SMALL: dict[str, Any] = {
     "sums": {"name": "chain_sum", "weight": 2.0, "group": "in", "config": {"max_terms": 3, "max_digits": 2}},

@@ -23,11 +23,10 @@ from winnow.gradients.factors.dense import Dense, Scaled
 from winnow.gradients.factors.outer_product import OuterProduct
 from winnow.gradients.factors.scatter import Scatter
 from winnow.gradients.factors.sum import Sum
-from winnow.optim import MuonWithAdamW
+from winnow.optim import MuonWithAdamW, wants_names
 from winnow.scorer import Scorer
 from winnow.selectors import Opus
 from winnow.signals import Needs
-from winnow.training.module import wants_names
 
 SHAPES = ((5, 3), (3, 6), (4,))
 

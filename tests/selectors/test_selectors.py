@@ -18,7 +18,7 @@ from winnow.selectors import GradMatch, GradNorm, Greats, Selector
 from winnow.selectors.grad_norm import importance_weights
 from winnow.signals import Needs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CARD = ("Needs", "Cost", "Rule", "Knobs", "Source", "Departures")
 
 
@@ -34,7 +34,7 @@ every_case = over([case for case in CASES if case.contract])
 
 def modules():
     folder = ROOT / "src" / "winnow" / "selectors"
-    return sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "base"))
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "base", "abilities"))
 
 
 def presets():

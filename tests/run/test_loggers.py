@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from tests.commands import save_base
-from tests.test_run import go, read
+from tests.run.test_run import go, read
 from winnow.run.instantiate import BuildError
 
 

@@ -16,7 +16,7 @@ from tests.commands import SMALL, command_line, save_base
 from winnow.records.ledger import read
 from winnow.run import run
 
-BEFORE = Path(__file__).parent / "before"
+BEFORE = Path(__file__).parents[1] / "before"
 OPTIONS = ("scoring.target_ema=0.5", "record_tasks=true", "optimizer=muon", "callbacks.progress=null", *SMALL)
 
 

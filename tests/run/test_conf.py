@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.commands import CONF, SWEEPS, commands, compose, configured
 from winnow.data import SelectionDataModule
+from winnow.data.subset import restricted
 from winnow.evaluation import evaluate
 from winnow.run import assemble as running
 from winnow.run.cli import implied
@@ -79,6 +80,8 @@ def test_arguments_that_the_run_passes_on_are_real() -> None:
     cfg = compose()
     inspect.signature(evaluate).bind(None, None, [], max_length=8, **cfg.evaluation)
     options = {name: value for name, value in cfg.data.items() if name != "corpus"}
+    subset = {name: options.pop(name) for name in [*options] if name.startswith("subset")}
+    inspect.signature(restricted).bind(None, **subset)
     inspect.signature(SelectionDataModule).bind(None, None, seed=0, **options)
 
 

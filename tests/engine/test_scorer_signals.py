@@ -266,8 +266,7 @@ def load_reference_without_tokenizer(given: Scorer, other: nn.Module) -> Any:
 
     loaded = LanguageModel(other, None)  # type: ignore[arg-type]
     with mock.patch("winnow.models.loading.load", return_value=loaded):
-        assert given.reference is not None
-        return load_reference(given.reference, given.model)
+        return load_reference("named", given.model)
 
 
 def test_references_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.engine.test_scorer_one_pass import without_dropout
 from tests.families import FAMILIES, VOCAB, build, double, ragged
 from tests.reference import relative, warmed_up
-from tests.test_scorer_one_pass import without_dropout
 from winnow.lm.layout import response_tokens, right_padded, take
 from winnow.lm.losses import example_losses
 from winnow.lm.packing import pack

@@ -40,7 +40,7 @@ class DiesOnce(Random):
 
 SWEEP = (
     "-m",
-    "selector._target_=tests.test_sweep_resume.DiesOnce",
+    "selector._target_=tests.run.test_sweep_resume.DiesOnce",
     "+selector.filter_size=2",
     "+selector.seed=${seed}",
     "seed=0,1,2",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.commands import save_base
-from tests.test_run import go, read
+from tests.run.test_run import go, read
 from winnow.records.checkpoint import DIGEST, digest, read_checkpoint
 from winnow.run.instantiate import BuildError
 

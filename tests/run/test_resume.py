@@ -19,7 +19,7 @@ import torch
 
 from tests import runs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

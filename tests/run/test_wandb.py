@@ -22,7 +22,7 @@ from winnow.callbacks import Progress, WandbTables
 from winnow.selectors import FilterWeight, Random
 from winnow.tracking import wandb_logger
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BLOCK = 32768  # a run file is a LevelDB log
 
 
@@ -282,7 +282,7 @@ def test_the_jobs_of_a_sweep_are_runs_of_their_own_closed_on_success_and_failure
         tmp_path,
         "seed=4,5",
         "~selector",
-        "+selector={_target_: tests.test_wandb.FailsWith, seed: ${seed}, filter_size: 3}",
+        "+selector={_target_: tests.run.test_wandb.FailsWith, seed: ${seed}, filter_size: 3}",
         f"hydra.sweep.dir={tmp_path / 'sweep'}",
         "tags=[extra]",
         "-m",

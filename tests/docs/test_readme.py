@@ -13,7 +13,7 @@ import torch
 from tests import runs
 from winnow.run.cli import check
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from tests.commands import ROOT, SMALL, SWEEPS, axes, compose, save_base
-from tests.test_wandb import offline_runs
+from tests.run.test_wandb import offline_runs
 
 FILES = sorted((SWEEPS / "wandb").glob("*.yaml"))
 SCHEMA = json.loads((ROOT / "tests" / "wandb_sweep_schema.json").read_text(encoding="utf-8"))

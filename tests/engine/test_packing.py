@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.engine.test_gradients_capture import Mixing, toy
+from tests.engine.test_scorer_one_pass import without_dropout
 from tests.families import build, double, ragged
 from tests.reference import diagonal, relative, slow_matrix, warmed_up
-from tests.test_gradients_capture import Mixing, toy
-from tests.test_scorer_one_pass import without_dropout
 from winnow.lm.losses import example_losses
 from winnow.lm.packing import PackingError, _fit, pack
 from winnow.scorer import Scorer

@@ -1,0 +1,73 @@
+"""Training that cannot recover is stopped, with a likely cause."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from winnow.lm.finite import HALF, NotFinite, likely_cause, not_finite
+from winnow.signals import Signals
+from winnow.training.precision import check_precision
+
+
+def check_start(model: nn.Module, precision: object, processes: int) -> None:
+    """Refuse, before the first pool, what would be silently wrong.
+
+    Args:
+        model: the model.
+        precision: the trainer's.
+        processes: how many there are.
+
+    Raises:
+        NotFinite: a parameter is not finite.
+        ValueError: float16, or more than one process.
+    """
+    check_precision(precision)
+    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        raise ValueError(f"model.dtype=float16: {HALF}")
+    broken = not_finite(model.named_parameters())
+    if broken is not None:
+        raise NotFinite(f"parameter {broken} is not finite before the first update: the weights are damaged")
+    if processes > 1:
+        raise ValueError(
+            f"{processes} processes: selection over a pool split among processes is not "
+            "implemented; use trainer.devices=1, and for several devices several jobs at a time: -m with "
+            "hydra/launcher=joblib or submitit_local, a process per job"
+        )
+
+
+def check_parameters(model: nn.Module, step: int, rate: float, updated: bool = False) -> None:
+    """Stop at a parameter that is not finite: from it no later pool comes back.
+
+    Args:
+        model: the model.
+        step: pools seen.
+        rate: the learning rate, for the message.
+        updated: an update was just made, which the frozen parameters took no part in.
+
+    Raises:
+        NotFinite: there is one.
+    """
+    held = [one for one in model.named_parameters() if one[1].requires_grad or not updated]
+    if not_finite(held) is not None:
+        when = "after" if updated else "before"
+        raise NotFinite(f"pool {step}, {when} its update: {likely_cause(dict(model.named_parameters()), rate)}")
+
+
+def check_losses(model: nn.Module, signals: Signals, step: int, rate: float) -> None:
+    """Stop where no candidate that has a response has a finite loss.
+
+    Args:
+        model: the model.
+        signals: of the pool; without losses nothing is said.
+        step: pools seen.
+        rate: the learning rate, for the message.
+
+    Raises:
+        NotFinite: no loss is finite.
+    """
+    present = signals.tokens > 0
+    if signals.losses is None or not bool(present.any()) or bool(signals.losses[present].isfinite().any()):
+        return
+    cause = likely_cause(dict(model.named_parameters()), rate)
+    raise NotFinite(f"pool {step}: none of its {int(present.sum())} losses is finite; {cause}")
