@@ -9,18 +9,24 @@ from torch import Tensor
 from winnow import selectors
 from winnow.signals import Needs, Signals
 
+NOTHING, FORWARD, FORWARD_TARGET = (False, False, False), (True, False, False), (True, False, True)
+GRADIENTS, GRADIENTS_TARGET = (True, True, False), (True, True, True)
+"""What a method asks the scorer for: a forward, a backward, a target."""
+
 
 @dataclass(frozen=True)
 class Case:
     """A selector as the tests see it.
 
-    ``variants`` are settings worth running beside the default, at ``filter_size`` 4; ``keeps`` says how many
-    are kept of a pool where everything is valid and useful: "k" | "up to k" | "all" | "any". ``contract`` is
-    False for what chooses by a record instead of by the pool. ``small`` are settings that bound the state.
+    ``asks`` is what the default needs. ``variants`` are settings worth running beside the default, at ``filter_size``
+    4; ``keeps`` says how many are kept of a pool where everything is valid and useful: "k" | "up to k" | "all".
+    ``contract`` is False for what chooses by a record instead of by the pool. ``small`` are settings that bound the
+    state.
     """
 
     name: str
     build: type
+    asks: tuple[bool, bool, bool]
     variants: tuple[dict[str, Any], ...] = ({},)
     keeps: str = "k"
     draws: bool = False
@@ -37,6 +43,7 @@ CASES = [
     Case(
         "filter_weight",
         selectors.FilterWeight,
+        GRADIENTS_TARGET,
         (
             {},
             *({"filter": name} for name in ("top", "omp", "nnls", "greedy")),
@@ -49,31 +56,46 @@ CASES = [
         ),
         keeps="up to k",
     ),
-    Case("full", selectors.Full, keeps="all"),
-    Case("random", selectors.Random, draws=True),
-    Case("max_loss", selectors.MaxLoss),
-    Case("grad_norm", selectors.GradNorm),
-    Case("grad_norm", selectors.GradNorm, ({"sampling": "importance"},), keeps="up to k", draws=True),
-    Case("tracin", selectors.TracIn, ({}, {"aggregate": "max"})),
-    Case("greats", selectors.Greats, ({}, {"as_released": True, "lr": 1e-3})),
-    Case("mid_ppl", selectors.MidPPL, ({}, {"center": 0.25})),
-    Case("mid_ppl", selectors.MidPPL, ({"width": 0.7},), draws=True),
-    Case("selective_backprop", selectors.SelectiveBackprop, draws=True, state=True, small={"window": 30}),
-    Case("selective_backprop", selectors.SelectiveBackprop, ({"sampling": "bernoulli"},), keeps="up to k", draws=True),
-    Case("rho_loss", selectors.RhoLoss),
-    Case("embedding", selectors.Embedding),
-    Case("less", selectors.Less, ({}, {"aggregate": "mean"})),
-    Case("opus", selectors.Opus, ({}, {"sketch": None}, {"as_released": True, "lr": 1e-3}), draws=True),
-    Case("grad_match", selectors.GradMatch, ({}, {"match": "target"}, {"ridge": 0.0}), keeps="up to k"),
-    Case("craig", selectors.Craig, keeps="up to k"),
-    Case("uds", selectors.UDS, ({}, {"alpha": 0.0}), state=True, small={"buffer": 30}),
-    Case("colm", selectors.CoLM),
-    Case("influence_distillation", selectors.InfluenceDistillation, ({}, {"w_max": 2.0}), keeps="up to k"),
-    Case("adapt", selectors.Adapt, ({}, {"normalise": "none"}), keeps="all"),
-    Case("data_shapley", selectors.DataShapley, ({}, {"order": "second", "lr": 0.1})),
-    Case("data_shapley", selectors.DataShapley, ({"weighting": "proportional"},), keeps="up to k"),
-    Case("oracle", selectors.Oracle, draws=True, state=True),
-    Case("replay", selectors.Replay, ({"ledger": "nowhere"},), keeps="any", contract=False),
+    Case("full", selectors.Full, NOTHING, keeps="all"),
+    Case("random", selectors.Random, NOTHING, draws=True),
+    Case("max_loss", selectors.MaxLoss, FORWARD),
+    Case("grad_norm", selectors.GradNorm, GRADIENTS),
+    Case("grad_norm", selectors.GradNorm, GRADIENTS, ({"sampling": "importance"},), keeps="up to k", draws=True),
+    Case("tracin", selectors.TracIn, GRADIENTS_TARGET, ({}, {"aggregate": "max"})),
+    Case("greats", selectors.Greats, GRADIENTS_TARGET, ({}, {"as_released": True, "lr": 1e-3})),
+    Case("mid_ppl", selectors.MidPPL, FORWARD, ({}, {"center": 0.25})),
+    Case("mid_ppl", selectors.MidPPL, FORWARD, ({"width": 0.7},), draws=True),
+    Case("selective_backprop", selectors.SelectiveBackprop, FORWARD, draws=True, state=True, small={"window": 30}),
+    Case(
+        "selective_backprop",
+        selectors.SelectiveBackprop,
+        FORWARD,
+        ({"sampling": "bernoulli"},),
+        keeps="up to k",
+        draws=True,
+    ),
+    Case("rho_loss", selectors.RhoLoss, FORWARD),
+    Case("embedding", selectors.Embedding, FORWARD_TARGET),
+    Case("less", selectors.Less, GRADIENTS_TARGET, ({}, {"aggregate": "mean"})),
+    Case(
+        "opus", selectors.Opus, GRADIENTS_TARGET, ({}, {"sketch": None}, {"as_released": True, "lr": 1e-3}), draws=True
+    ),
+    Case("grad_match", selectors.GradMatch, GRADIENTS, ({}, {"match": "target"}, {"ridge": 0.0}), keeps="up to k"),
+    Case("craig", selectors.Craig, GRADIENTS, keeps="up to k"),
+    Case("uds", selectors.UDS, FORWARD, ({}, {"alpha": 0.0}), state=True, small={"buffer": 30}),
+    Case("colm", selectors.CoLM, GRADIENTS),
+    Case(
+        "influence_distillation",
+        selectors.InfluenceDistillation,
+        GRADIENTS_TARGET,
+        ({}, {"w_max": 2.0}),
+        keeps="up to k",
+    ),
+    Case("adapt", selectors.Adapt, FORWARD_TARGET, ({}, {"normalise": "none"}), keeps="all"),
+    Case("data_shapley", selectors.DataShapley, GRADIENTS_TARGET, ({}, {"order": "second", "lr": 0.1})),
+    Case("data_shapley", selectors.DataShapley, GRADIENTS_TARGET, ({"weighting": "proportional"},), keeps="up to k"),
+    Case("oracle", selectors.Oracle, NOTHING, draws=True, state=True),
+    Case("replay", selectors.Replay, NOTHING, ({"ledger": "nowhere"},), contract=False),
 ]
 
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from tests.cases import CASES, Case, Pool
 from tests.choosing import choose, described, generator
 from winnow import selectors
-from winnow.selectors import GradMatch, GradNorm, Greats, Selector
+from winnow.selectors import GradNorm, Greats, Selector
 from winnow.selectors.grad_norm import importance_weights
 from winnow.signals import Needs
 
@@ -26,7 +26,18 @@ def over(cases):
     return pytest.mark.parametrize("case", cases, ids=lambda case: f"{case.name}-{'+'.join(case.variants[0])}")
 
 
-every_case = over([case for case in CASES if case.contract])
+CONTRACT = [case for case in CASES if case.contract]
+every_case = over(CONTRACT)
+
+
+def that(promise):
+    """The cases that have what a test is about, so that every row asserts something."""
+    return over([case for case in CONTRACT if promise(case)])
+
+
+def wanting(case, name):
+    """The variants of a case that ask for a signal."""
+    return [selector for selector in case.every() if getattr(selector.needs, name) not in (None, False)]
 
 
 # The files that belong to a selector
@@ -105,7 +116,7 @@ def test_what_is_kept(case):
         for seed in range(3):
             selection = choose(selector, Pool.draw(12, seed=seed), seed)
             count = len(selection)
-            expected = {"k": count == 4, "up to k": 1 <= count <= 4, "all": count == 12, "any": count <= 12}
+            expected = {"k": count == 4, "up to k": 1 <= count <= 4, "all": count == 12}
             assert expected[case.keeps], (selector, count)
             assert (selection.weight > 0).all()
             assert all(math.isfinite(value) for value in selection.diagnostics.values())
@@ -131,10 +142,8 @@ def test_the_same_seed_gives_the_same_choice_and_no_global_generator_is_touched(
                 selector(pool.signals(selector.needs))
 
 
-@every_case
+@that(lambda case: not case.draws)
 def test_permuting_the_pool_permutes_the_choice(case):
-    if case.draws:
-        return
     order = torch.randperm(12, generator=generator())
     for plain, permuted in zip(case.every(), case.every(), strict=True):
         pool = Pool.draw(12, seed=1)
@@ -157,13 +166,10 @@ def test_candidates_that_are_not_valid_are_never_kept(case):
             assert torch.allclose(alone.weight, selection.weight, rtol=1e-9)
 
 
-@every_case
+@that(lambda case: wanting(case, "forward"))
 def test_scores_that_are_not_finite_are_never_kept(case):
     """As the scorer gives them if it lets one through: K has a row and a column that are not finite."""
-    for selector in case.every():
-        needs = selector.needs
-        if not needs.forward:
-            continue
+    for selector in wanting(case, "forward"):
         pool = Pool.draw(12, seed=3)
         for bad in (torch.nan, torch.inf):
             pool.spoil(5, bad)
@@ -171,11 +177,9 @@ def test_scores_that_are_not_finite_are_never_kept(case):
             assert len(selection) and 5 not in selection.index.tolist()
 
 
-@every_case
+@that(lambda case: wanting(case, "gram"))
 def test_an_inner_product_that_is_not_finite_costs_no_other_candidate(case):
-    for selector in case.every():
-        if selector.needs.gram is None:
-            continue
+    for selector in wanting(case, "gram"):
         pool = Pool.draw(12, seed=3)
         signals = pool.signals(selector.needs)
         signals.gram[5, :], signals.gram[:, 5] = torch.inf, torch.inf
@@ -210,7 +214,7 @@ def test_one_candidate_all_equal_and_k_equal_to_the_pool(case):
     options = {} if case.keeps == "all" else {"filter_size": 12}
     for selector in case.every(**options):
         count = len(choose(selector, Pool.draw(12, seed=5)))
-        assert count == 12 or (case.keeps in ("up to k", "any") and count >= 1)
+        assert count == 12 or (case.keeps == "up to k" and count >= 1)
 
 
 @every_case
@@ -223,10 +227,8 @@ def test_all_zero_gradients_are_no_error(case):
         assert all(math.isfinite(value) for value in selection.diagnostics.values())
 
 
-@every_case
+@that(lambda case: case.keeps != "all")
 def test_more_than_the_pool_is_refused(case):
-    if case.keeps == "all":
-        return
     for selector in case.every(filter_size=7):
         with pytest.raises(ValueError, match=r"selector\.filter_size=7.*6 candidates.*data\.pool_size"):
             choose(selector, Pool.draw(6))
@@ -234,33 +236,17 @@ def test_more_than_the_pool_is_refused(case):
         case.build(filter_size=0)
 
 
-@every_case
+@that(lambda case: wanting(case, "forward"))
 def test_missing_signals_are_named(case):
-    for selector in case.every():
-        if selector.needs.forward:
-            with pytest.raises(ValueError, match=r"needs signals\."):
-                selector(Pool.draw(6).signals(Needs()), generator())
+    for selector in wanting(case, "forward"):
+        with pytest.raises(ValueError, match=r"needs signals\."):
+            selector(Pool.draw(6).signals(Needs()), generator())
 
 
-NEEDED = {  # forward, backward, target
-    "nothing": ((False, False, False), {"full", "random", "oracle", "replay"}),
-    "a forward": ((True, False, False), {"max_loss", "mid_ppl", "selective_backprop", "rho_loss", "uds"}),
-    "a forward, with the target": ((True, False, True), {"embedding", "adapt"}),
-    "gradients": ((True, True, False), {"grad_norm", "grad_match", "craig", "colm"}),
-    "gradients, with the target": (
-        (True, True, True),
-        {"filter_weight", "tracin", "less", "greats", "opus", "influence_distillation", "data_shapley"},
-    ),
-}
-
-
-def test_only_what_is_needed_is_asked_for():
-    named = {name: flags for flags, names in NEEDED.values() for name in names}
-    assert set(named) == set(modules())
-    for case in CASES:
-        needs = case.every()[0].needs
-        assert (needs.forward, needs.backward, needs.target) == named[case.name], case.name
-    assert GradMatch(match="target").needs.target
+@over([case for number, case in enumerate(CASES) if case.name not in {other.name for other in CASES[:number]}])
+def test_only_what_is_needed_is_asked_for(case):
+    needs = case.every()[0].needs
+    assert (needs.forward, needs.backward, needs.target) == case.asks
 
 
 def test_hidden_labels_reach_the_oracle_alone_and_recorded_ids_replay():

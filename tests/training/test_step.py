@@ -236,9 +236,9 @@ def test_module_knows_no_method_by_name():
     import winnow.selectors as selectors
     import winnow.training.module
 
-    words = {
-        node.id for node in ast.walk(ast.parse(inspect.getsource(winnow.training.module))) if isinstance(node, ast.Name)
-    }
+    nodes = list(ast.walk(ast.parse(inspect.getsource(winnow.training.module))))
+    words = {node.id for node in nodes if isinstance(node, ast.Name)}
+    words |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     classes = {name for name in selectors.__all__ if name != "Selector"}
     assert not words & classes
 

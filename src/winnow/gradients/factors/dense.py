@@ -91,7 +91,7 @@ class Dense(Formed):
 
     def inner(self, direction: Float[Tensor, "*shape"]) -> Float[Tensor, " batch"]:
         """<G_i, V>."""
-        return self.values.reshape(len(self), -1) @ direction.to(self.dtype).reshape(-1)
+        return self.values.reshape(len(self), self.shape.numel()) @ direction.to(self.dtype).reshape(-1)
 
     def examples(self, index: Rows) -> Dense:
         """The gradients of some of the examples."""

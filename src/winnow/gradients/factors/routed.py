@@ -58,7 +58,7 @@ class Routed(Formed):
         order = self.expert.argsort(dim=1, stable=True)
         for at, number in enumerate(wanted):
             counts = (self.expert == number).sum(1)
-            longest = int(counts.max())
+            longest = int(counts.max()) if len(counts) else 0
             if longest == 0:
                 continue
             place = torch.arange(longest, device=counts.device)

@@ -57,7 +57,7 @@ class Scatter(Formed):
         if not bool(wanted.all()):
             flat, values = flat[wanted], values[wanted]
         out = values.new_zeros(len(self) * len(rows), values.shape[1])
-        return out.index_add_(0, flat, values).view(len(self), len(rows), -1)
+        return out.index_add_(0, flat, values).view(len(self), len(rows), self.values.shape[2])
 
     def combine(
         self, weight: Float[Tensor, " kept"], index: Int[Tensor, " kept"] | None = None
