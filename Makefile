@@ -17,7 +17,7 @@ RUNS ?= $(wildcard $(DEMO)/filter_weight $(DEMO)/random)
 TESTS ?=
 BENCH_ARGS ?=
 
-.PHONY: help setup demo test test-all lint bench report clean
+.PHONY: help setup demo test test-quick test-all lint generate bench report clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -44,6 +44,9 @@ demo: $(READY)  ## filter_weight and random on the same stream and budget, side 
 test: $(READY)  ## the whole test suite; TESTS=tests/engine for a part
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
 
+test-quick: $(READY)  ## engine, choice, selectors, data and docs: no process, no whole run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" tests/engine tests/choice tests/selectors tests/data tests/docs
+
 test-all: $(READY)  ## the same with ten times the drawn batch layouts
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-profile=thorough $(TESTS)
 
@@ -51,6 +54,9 @@ lint: $(READY)  ## ruff, its formatter, and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src
+
+generate: $(READY)  ## write docs/METHODS.md, conf/baseline and the sweeps that follow from other files
+	$(BIN)/python docs/generate.py
 
 bench: $(READY)  ## speed and memory against plain training; BENCH_ARGS="--quick --json FILE" for the short form
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

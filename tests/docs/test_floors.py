@@ -110,3 +110,17 @@ def test_the_root_holds_the_contract_and_the_commands_only() -> None:
     loose = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
     commands = {"methods", "ledger", "score", "train", "evaluate"}
     assert loose == {"signals", "selection", "optim", "tracking", "version"} | commands
+
+
+def test_modules_functions_and_constructors_stay_small() -> None:
+    lengths = [len(path.read_text(encoding="utf-8").splitlines()) for path in modules().values()]
+    pages = sorted(length for length in lengths if length > 3)
+    assert max(pages) <= 320 and pages[len(pages) // 2] <= 100
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                where = f"{path.relative_to(PACKAGE)}: {node.name}"
+                assert (node.end_lineno or 0) - node.lineno < 70, where
+                count = len(node.args.args) + len(node.args.kwonlyargs) - 1
+                flat = path.name == "scorer.py"  # its options are the configuration's page
+                assert node.name != "__init__" or count <= 12 or flat, where

@@ -149,6 +149,7 @@ def flat(gradient: dict[str, Tensor], names: Any) -> Tensor:
     return torch.cat([gradient[name].flatten().double() for name in names])
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=50 * TIMES, phases=[Phase.generate])  # shrinking takes minutes
 @given(case=cases())
 def test_any_layout_is_scored_and_trained_as_its_examples_alone(case: Case) -> None:
