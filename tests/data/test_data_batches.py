@@ -17,7 +17,7 @@ from winnow.data import Corpus, Example, SelectionDataModule, Target, collate, e
 from winnow.data.encode import Encoded, encode_prompt, pad_token_id, stop_token_ids
 from winnow.data.mixture import Mixture, Part
 from winnow.data.pack import DOCUMENTS
-from winnow.data.steps import StepSampler, share
+from winnow.data.steps import StepSampler, rows_per_target
 from winnow.lm.layout import response_tokens
 from winnow.lm.losses import IGNORE, take
 
@@ -168,7 +168,7 @@ def test_padding_has_an_id_where_the_tokenizer_names_none() -> None:
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(0, 40))
 def test_rows_are_shared_by_weight(weights: list[float], extra: int) -> None:
     rows = len(weights) + extra
-    counts = share(rows, weights)
+    counts = rows_per_target(rows, weights)
     assert sum(counts) == rows and min(counts) >= 1
     quota = [weight / sum(weights) * rows for weight in weights]
     if min(quota) >= 1:
@@ -185,7 +185,7 @@ def test_rows_are_shared_by_weight(weights: list[float], extra: int) -> None:
 )
 def test_impossible_shares_are_refused(rows: int, weights: list[float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        share(rows, weights)
+        rows_per_target(rows, weights)
 
 
 def same(one: Any, two: Any) -> bool:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from winnow.data import Example
-from winnow.data.scorers import contains, exact, final_number, first_line, number_in, reference
+from winnow.data.scorers import contains, exact, final_number, first_line, number_in, wanted_answer
 
 
 def answered(answer: str | None, response: str = "") -> Example:
@@ -46,9 +46,9 @@ def test_numbers_are_read_as_written(number: int, style: str, sentence: str) -> 
 
 
 def test_the_reference_is_the_answer_or_else_the_response() -> None:
-    assert reference(answered("a", "b")) == "a"
-    assert reference(answered(None, "b")) == "b"
-    assert reference(answered("", "b")) == ""
+    assert wanted_answer(answered("a", "b")) == "a"
+    assert wanted_answer(answered(None, "b")) == "b"
+    assert wanted_answer(answered("", "b")) == ""
     assert final_number("so 18", answered(None, "3 + 15. The answer is 18.")) == 1.0
     assert final_number("none", answered("none")) == 0.0
 

@@ -14,7 +14,7 @@ NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d
 MARK = re.compile(r"the answer is|####", re.IGNORECASE)
 
 
-def reference(example: Example) -> str:
+def wanted_answer(example: Example) -> str:
     """What a generation is compared with: the example's ``answer``, or else its response.
 
     Args:
@@ -58,7 +58,7 @@ def final_number(generation: str, example: Example) -> float:
     Returns:
         1.0 or 0.0.
     """
-    wanted = number_in(reference(example))
+    wanted = number_in(wanted_answer(example))
     return float(wanted is not None and number_in(generation) == wanted)
 
 
@@ -72,7 +72,7 @@ def exact(generation: str, example: Example) -> float:
     Returns:
         1.0 or 0.0.
     """
-    return float(generation.strip() == reference(example).strip())
+    return float(generation.strip() == wanted_answer(example).strip())
 
 
 def first_line(generation: str, example: Example) -> float:
@@ -86,7 +86,7 @@ def first_line(generation: str, example: Example) -> float:
         1.0 or 0.0.
     """
     lines = generation.strip().splitlines()
-    return float(bool(lines) and _plain(lines[0]) == _plain(reference(example)))
+    return float(bool(lines) and _plain(lines[0]) == _plain(wanted_answer(example)))
 
 
 def contains(generation: str, example: Example) -> float:
@@ -99,7 +99,7 @@ def contains(generation: str, example: Example) -> float:
     Returns:
         1.0 or 0.0.
     """
-    wanted = re.escape(_plain(reference(example)))
+    wanted = re.escape(_plain(wanted_answer(example)))
     return float(bool(wanted) and re.search(rf"(?<!\w){wanted}(?!\w)", _plain(generation)) is not None)
 
 

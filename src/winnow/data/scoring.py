@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from winnow.data.example import Example, Score
-from winnow.data.scorers import MARK, NUMBER, SCORERS, final_number, first_line, number_in, reference
+from winnow.data.scorers import MARK, NUMBER, SCORERS, final_number, first_line, number_in, wanted_answer
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +58,11 @@ def scorer_for(score: Score | str | None, examples: Sequence[Example], key: str)
 
 
 def _right(score: Score, example: Example) -> bool:
-    return any(score(text, example) > 0 for text in (example.response, reference(example)))
+    return any(score(text, example) > 0 for text in (example.response, wanted_answer(example)))
 
 
 def _chosen(examples: Sequence[Example], key: str) -> Score | None:
-    wanted = [reference(one).strip() for one in examples]
+    wanted = [wanted_answer(one).strip() for one in examples]
     numbers = sum(number_in(text) is not None and _ends_in_number(text) for text in wanted)
     short = sum(len(text) <= SHORT and "\n" not in text for text in wanted)
     if numbers >= SHARE * len(wanted):

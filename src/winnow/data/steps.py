@@ -92,7 +92,9 @@ class StepData(Dataset):
         self.pool_size = pool_size
         weights = [target.weight for target in self.targets]
         self.turns = Turns(weights) if target_order == "round_robin" and weights else None
-        self.rows = share(target_batch_size, weights) if self.turns is None else [target_batch_size] * len(weights)
+        self.rows = (
+            rows_per_target(target_batch_size, weights) if self.turns is None else [target_batch_size] * len(weights)
+        )
         self.packed = Packed(corpus.stream, tokenizer, max_length) if packing else None
         self.pad = pad_token_id(tokenizer)
         self.steps = None if corpus.stream.size is None else corpus.stream.size // pool_size
@@ -208,7 +210,7 @@ class Turns:
         return self._turns[step]
 
 
-def share(rows: int, weights: Sequence[float]) -> list[int]:
+def rows_per_target(rows: int, weights: Sequence[float]) -> list[int]:
     """Split the target batch among targets: by weight, largest remainder, at least one row each.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from winnow.geometry.adafactor import AdafactorRule
 from winnow.geometry.adam import AdamRule
 from winnow.geometry.adam8bit import Adam8bitRule, is_adam8bit
-from winnow.geometry.base import Geometry, Group, Preconditioner, Rule
+from winnow.geometry.base import Geometry, Group, Preconditioner, UpdateRule
 from winnow.geometry.muon import MuonRule
 from winnow.geometry.preconditioners import Diagonal, Identity, Multiple, OneSided, RankOne
 from winnow.geometry.sgd import IdentityGeometry, SGDRule
@@ -64,9 +64,9 @@ def geometry_of(optimizer: Any, geometry: str | Geometry = "auto", first_step: s
     while not isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     if isinstance(optimizer, MuonWithAdamW):
-        rules: dict[str, Rule] = {"muon": MuonRule(), "adamw": AdamRule()}
+        rules: dict[str, UpdateRule] = {"muon": MuonRule(), "adamw": AdamRule()}
 
-        def rule_of(group: Group) -> Rule:
+        def rule_of(group: Group) -> UpdateRule:
             return rules[group["rule"]]
 
         return StateGeometry(optimizer, rule_of, first_step)
@@ -74,7 +74,7 @@ def geometry_of(optimizer: Any, geometry: str | Geometry = "auto", first_step: s
     return StateGeometry(optimizer, lambda group: rule, first_step)
 
 
-def _rule(optimizer: Any) -> Rule:
+def _rule(optimizer: Any) -> UpdateRule:
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         return AdamRule()
     if is_adam8bit(optimizer):

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import Group, Preconditioner, Rule, State, steps
+from winnow.geometry.base import Group, Preconditioner, State, UpdateRule, steps
 from winnow.geometry.preconditioners import Diagonal, Identity, RankOne
 from winnow.gradients.factors.precision import wide
 
 
-class AdafactorRule(Rule):
+class AdafactorRule(UpdateRule):
     """``torch.optim.Adafactor``: P = max(eps2, rms(parameter)) / sqrt(v), v = row column^T / mean(row).
 
     The clipping of an update's root mean square at ``d`` is frozen at no clipping: its divisor is one
@@ -42,19 +42,7 @@ class AdafactorRule(Rule):
         state: State,
         mean: Callable[[], Float[Tensor, "*shape"]] | None,
     ) -> Preconditioner:
-        """P from the frozen row and column moments.
-
-        Args:
-            parameter: the parameter.
-            group: options of its group.
-            state: its state.
-            mean: the pool's mean gradient, for the first step; the moments are then those of its square.
-
-        Returns:
-            A rank-one P for a matrix. A diagonal for other shapes, and for a matrix some of whose
-            entries are held up by ``eps1``, which is no longer of rank one. The identity at the first
-            step without ``mean``.
-        """
+        """P from the frozen row and column moments."""
         if steps(state) == 0:
             if mean is None:
                 return Identity()
@@ -72,16 +60,7 @@ class AdafactorRule(Rule):
     def ready(
         self, parameters: Sequence[torch.nn.Parameter], group: Group, states: Sequence[State]
     ) -> Sequence[Preconditioner | None]:
-        """P of matrices that have a state, in a few operations for all of a kind.
-
-        Args:
-            parameters: the parameters.
-            group: options of their group.
-            states: their states.
-
-        Returns:
-            A rank-one P, or None.
-        """
+        """P of matrices that have a state, in a few operations for all of a kind."""
         kinds: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
         for at, (parameter, state) in enumerate(zip(parameters, states, strict=True)):
             if steps(state) > 0 and _is_matrix(state):
@@ -119,12 +98,7 @@ class AdafactorRule(Rule):
         return found
 
     def momentum(self, group: Group, state: State) -> None:
-        """Nothing: Adafactor has no momentum.
-
-        Args:
-            group: ignored.
-            state: ignored.
-        """
+        """Nothing: Adafactor has no momentum."""
 
 
 def _eps(group: Group, parameter: torch.nn.Parameter) -> tuple[float, float]:

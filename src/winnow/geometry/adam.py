@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import Group, Preconditioner, Rule, State, steps
+from winnow.geometry.base import Group, Preconditioner, State, UpdateRule, steps
 from winnow.geometry.preconditioners import Diagonal, Identity
 from winnow.gradients.factors.precision import wide
 
 
-class AdamRule(Rule):
+class AdamRule(UpdateRule):
     """P = diag(1 / (sqrt(v / (1 - beta2^t)) + eps)), everything read from param groups and state.
 
     Serves ``torch.optim.Adam`` and ``AdamW``: plain, foreach, fused, capturable, amsgrad (whose running
@@ -41,17 +41,7 @@ class AdamRule(Rule):
         state: State,
         mean: Callable[[], Float[Tensor, "*shape"]] | None,
     ) -> Preconditioner:
-        """The frozen diagonal.
-
-        Args:
-            parameter: the parameter.
-            group: options of its group.
-            state: its state.
-            mean: the pool's mean gradient, for the first step; v_hat is then its square.
-
-        Returns:
-            A diagonal, or the identity at the first step without ``mean``.
-        """
+        """The frozen diagonal."""
         if steps(state) == 0:
             return Identity() if mean is None else Diagonal(1 / (mean().abs() + group["eps"]))
         correction = (1 - group["betas"][1] ** steps(state)) ** 0.5
@@ -61,15 +51,7 @@ class AdamRule(Rule):
         return Diagonal(torch.div(numerator, root.add_(group["eps"] * correction), out=root))
 
     def momentum(self, group: Group, state: State) -> Float[Tensor, "*shape"] | None:
-        """beta1 m / (1 - beta1^t), t counting the coming step.
-
-        Args:
-            group: options of the parameter's group.
-            state: its state.
-
-        Returns:
-            The term, or None before the first step.
-        """
+        """beta1 m / (1 - beta1^t), t counting the coming step."""
         if steps(state) == 0:
             return None
         beta = group["betas"][0]

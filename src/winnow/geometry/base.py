@@ -60,7 +60,7 @@ class Geometry(Protocol):
 
 
 @runtime_checkable
-class Rule(Protocol):
+class UpdateRule(Protocol):
     """One optimizer's update rule, linearised: update = const - P (step_size * gradient + rate * momentum)."""
 
     def step_size(self, group: Group, state: State, rate: float) -> float:

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import Group, Preconditioner, Rule, State
+from winnow.geometry.base import Group, Preconditioner, State, UpdateRule
 from winnow.geometry.preconditioners import Identity, OneSided
 from winnow.gradients.factors.precision import wide
 from winnow.optim import shape_factor
 
 
-class MuonRule(Rule):
+class MuonRule(UpdateRule):
     """``torch.optim.Muon``: P G = r q(U U^T) G, or r G q(U^T U) for a tall matrix.
 
     Newton-Schulz turns a matrix X into q(X X^T) X, with a polynomial q over its norm. P freezes q at U,
@@ -43,17 +43,7 @@ class MuonRule(Rule):
         state: State,
         mean: Callable[[], Float[Tensor, "rows columns"]] | None,
     ) -> Preconditioner:
-        """The frozen Newton-Schulz matrix.
-
-        Args:
-            parameter: the parameter.
-            group: options of its group.
-            state: its state.
-            mean: the pool's mean gradient, which takes the place of the momentum at the first step.
-
-        Returns:
-            A matrix on the shorter side, or the identity at the first step without ``mean``.
-        """
+        """The frozen Newton-Schulz matrix."""
         frozen = self.momentum(group, state)
         if frozen is None or not bool(frozen.any()):
             if mean is None:
@@ -64,15 +54,7 @@ class MuonRule(Rule):
         return OneSided(values * shape_factor(group["adjust_lr_fn"], rows, columns), vectors, right=rows > columns)
 
     def momentum(self, group: Group, state: State) -> Float[Tensor, "rows columns"] | None:
-        """The momentum times the buffer; with Nesterov, momentum squared * buffer.
-
-        Args:
-            group: options of the parameter's group.
-            state: its state.
-
-        Returns:
-            The term, or None before the first step or without momentum.
-        """
+        """The momentum times the buffer; with Nesterov, momentum squared * buffer."""
         buffer = state.get("momentum_buffer")
         if buffer is None or group["momentum"] == 0:
             return None

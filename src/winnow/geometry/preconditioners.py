@@ -17,27 +17,11 @@ class Identity:
     """P = I."""
 
     def tensor(self, gradient: Float[Tensor, "*shape"], power: float) -> Float[Tensor, "*shape"]:
-        """The gradient itself.
-
-        Args:
-            gradient: any tensor.
-            power: ignored.
-
-        Returns:
-            The same tensor.
-        """
+        """The gradient itself."""
         return gradient
 
     def factor(self, factor: Factor, power: float) -> Factor:
-        """The gradients themselves.
-
-        Args:
-            factor: gradients of a batch.
-            power: ignored.
-
-        Returns:
-            The same factor.
-        """
+        """The gradients themselves."""
         return factor
 
 
@@ -63,27 +47,11 @@ class Diagonal:
         return _power(self.diagonal, power)
 
     def tensor(self, gradient: Float[Tensor, "*shape"], power: float) -> Float[Tensor, "*shape"]:
-        """P^power o gradient.
-
-        Args:
-            gradient: a tensor of the parameter's shape.
-            power: any real; 0 is the identity.
-
-        Returns:
-            The scaled gradient.
-        """
+        """P^power o gradient."""
         return gradient if power == 0 else gradient * self.power(power).to(gradient.dtype)
 
     def factor(self, factor: Factor, power: float) -> Factor:
-        """P^power o G_i.
-
-        Args:
-            factor: gradients of a batch.
-            power: any real; 0 is the identity.
-
-        Returns:
-            The scaled gradients; a scatter stays one, others are still factorised below the scale.
-        """
+        """P^power o G_i."""
         if power == 0:
             return factor
         scale = self.power(power).to(factor.dtype)
@@ -103,30 +71,14 @@ class RankOne:
     column: Float[Tensor, " columns"]
 
     def tensor(self, gradient: Float[Tensor, "rows columns"], power: float) -> Float[Tensor, "rows columns"]:
-        """P^power o gradient.
-
-        Args:
-            gradient: a matrix.
-            power: any real; 0 is the identity.
-
-        Returns:
-            The scaled gradient.
-        """
+        """P^power o gradient."""
         if power == 0:
             return gradient
         row, column = (_power(side, power).to(gradient.dtype) for side in (self.row, self.column))
         return gradient * row[:, None] * column
 
     def factor(self, factor: Factor, power: float) -> Factor:
-        """P^power o G_i.
-
-        Args:
-            factor: gradients of a batch.
-            power: any real; 0 is the identity.
-
-        Returns:
-            The scaled gradients, of the same kind as before.
-        """
+        """P^power o G_i."""
         if power == 0:
             return factor
         row, column = (_power(side, power).to(factor.dtype) for side in (self.row, self.column))
@@ -159,30 +111,14 @@ class OneSided:
         return (self.vectors * _power(self.values, power)) @ self.vectors.T
 
     def tensor(self, gradient: Float[Tensor, "rows columns"], power: float) -> Float[Tensor, "rows columns"]:
-        """A^power G, or G A^power.
-
-        Args:
-            gradient: a matrix.
-            power: any real; 0 is the identity.
-
-        Returns:
-            The product.
-        """
+        """A^power G, or G A^power."""
         if power == 0:
             return gradient
         matrix = self.power(power).to(gradient.dtype)
         return gradient @ matrix if self.right else matrix @ gradient
 
     def factor(self, factor: Factor, power: float) -> Factor:
-        """A^power G_i, or G_i A^power.
-
-        Args:
-            factor: gradients of a batch.
-            power: any real; 0 is the identity.
-
-        Returns:
-            The products; an outer product stays one.
-        """
+        """A^power G_i, or G_i A^power."""
         if power == 0:
             return factor
         matrix = self.power(power).to(factor.dtype)
@@ -202,27 +138,11 @@ class Multiple:
     scale: float
 
     def tensor(self, gradient: Float[Tensor, "*shape"], power: float) -> Float[Tensor, "*shape"]:
-        """P^power applied to one gradient.
-
-        Args:
-            gradient: a tensor of the parameter's shape.
-            power: any real; 0 is the identity.
-
-        Returns:
-            The scaled gradient.
-        """
+        """P^power applied to one gradient."""
         return gradient if power == 0 else self.inner.tensor(gradient, power) * self.scale**power
 
     def factor(self, factor: Factor, power: float) -> Factor:
-        """P^power applied to the gradient of every example.
-
-        Args:
-            factor: gradients of a batch.
-            power: any real; 0 is the identity.
-
-        Returns:
-            The scaled gradients.
-        """
+        """P^power applied to the gradient of every example."""
         return factor if power == 0 else self.inner.factor(factor.times(self.scale**power), power)
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import Geometry, Group, Preconditioner, Rule, State
+from winnow.geometry.base import Geometry, Group, Preconditioner, State, UpdateRule
 from winnow.geometry.preconditioners import Identity
 
 
@@ -21,28 +21,14 @@ class IdentityGeometry(Geometry):
         name: str,
         mean: Callable[[], Float[Tensor, "*shape"]],
     ) -> Preconditioner:
-        """P = I.
-
-        Args:
-            parameter: ignored.
-            name: ignored.
-            mean: ignored.
-
-        Returns:
-            The identity.
-        """
+        """P = I."""
         return Identity()
 
     def momentum(self, parameter: torch.nn.Parameter, name: str) -> None:
-        """Nothing.
-
-        Args:
-            parameter: ignored.
-            name: ignored.
-        """
+        """Nothing."""
 
 
-class SGDRule(Rule):
+class SGDRule(UpdateRule):
     """``torch.optim.SGD``: the update is -lr (c g + momentum * buffer), so P = I."""
 
     def step_size(self, group: Group, state: State, rate: float) -> float:
@@ -68,29 +54,11 @@ class SGDRule(Rule):
         state: State,
         mean: Callable[[], Float[Tensor, "*shape"]] | None,
     ) -> Preconditioner:
-        """P = I.
-
-        Args:
-            parameter: ignored.
-            group: ignored.
-            state: ignored.
-            mean: ignored.
-
-        Returns:
-            The identity.
-        """
+        """P = I."""
         return Identity()
 
     def momentum(self, group: Group, state: State) -> Float[Tensor, "*shape"] | None:
-        """The momentum times the buffer; with Nesterov, momentum squared * buffer.
-
-        Args:
-            group: options of the parameter's group.
-            state: its state.
-
-        Returns:
-            The term, or None before the first step or without momentum.
-        """
+        """The momentum times the buffer; with Nesterov, momentum squared * buffer."""
         buffer = state.get("momentum_buffer")
         if buffer is None or group["momentum"] == 0:
             return None

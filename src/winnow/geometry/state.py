@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.geometry.base import Group, Preconditioner, Rule, State
+from winnow.geometry.base import Group, Preconditioner, State, UpdateRule
 from winnow.geometry.preconditioners import scaled
 
 
@@ -32,7 +32,7 @@ class StateGeometry:
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        rule: Callable[[Group], Rule],
+        rule: Callable[[Group], UpdateRule],
         first_step: str = "pool",
     ) -> None:
         if first_step not in ("pool", "identity"):
@@ -45,30 +45,14 @@ class StateGeometry:
         name: str,
         mean: Callable[[], Float[Tensor, "*shape"]],
     ) -> Preconditioner:
-        """P of one parameter, its relative step size included.
-
-        Args:
-            parameter: the parameter.
-            name: its name, for errors.
-            mean: the pool's mean gradient, used at the first step.
-
-        Returns:
-            The preconditioner.
-        """
+        """P of one parameter, its relative step size included."""
         group = self._group(parameter, name)
         first = mean if self.first_step == "pool" else None
         found = self.rule(group).preconditioner(parameter, group, self._state(parameter), first)
         return self._relative(found, parameter, group, self._rates())
 
     def ready(self, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, Preconditioner]:
-        """P of those parameters that can have it ahead: it takes little memory, and no gradient.
-
-        Args:
-            parameters: those that take part, by name.
-
-        Returns:
-            What :meth:`preconditioner` gives, by name.
-        """
+        """P of those parameters that can have it ahead: it takes little memory, and no gradient."""
         members: list[dict[str, torch.nn.Parameter]] = [{} for _ in self.optimizer.param_groups]
         for name, parameter in parameters.items():
             members[self._place(self._group(parameter, name))][name] = parameter
@@ -81,15 +65,7 @@ class StateGeometry:
         return found
 
     def momentum(self, parameter: torch.nn.Parameter, name: str) -> Float[Tensor, "*shape"] | None:
-        """What momentum adds to the coming update, in units of the gradient.
-
-        Args:
-            parameter: the parameter.
-            name: its name, for errors.
-
-        Returns:
-            The term, or None before the first step or without momentum.
-        """
+        """What momentum adds to the coming update, in units of the gradient."""
         group = self._group(parameter, name)
         term = self.rule(group).momentum(group, self._state(parameter))
         ones = [1.0] * len(self.optimizer.param_groups)

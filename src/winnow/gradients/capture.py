@@ -47,8 +47,8 @@ class Capture:
         tokens: padded length of the batch, to recognise inputs flattened to [size * tokens, ...].
         on_gradient: called with a name and a ``Factor``, layer by layer during ``backward``, or after it if ``hold``.
         packing: how the examples lie in rows, if they are not a row each.
-        hold: call ``on_gradient`` when the backward is through, which is faster where the gradients are held
-            anyway: between layers, code and data of so many small operations are out of the cache.
+        hold: call ``on_gradient`` after the backward, which is faster where the gradients are held anyway: small
+            operations between layers run cache-cold.
 
     Raises:
         ValueError: a wanted parameter belongs to no module of the model.

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 NULL = {"None", "NoneType", "Optional"}
 NUMBERS = {"int", "float", "Tensor", "torch.Tensor", "Union", *NULL}
-"""Words of the annotations of numbers, which take no text."""
+"""Annotations that mean a number; text is refused for them."""
 
 
 class BuildError(CompactHydraException):

@@ -175,19 +175,19 @@ class Scorer:
         """
         given, pool = pool, right_padded(pool, "pool")
         target = None if target is None else right_padded(target, "target batch")
+        run = needs.target_hidden or needs.curvature or (needs.target and self.target.due)
+        weighed = TargetBatch.of(target, target_weight, target_task) if run and target is not None else None
+        tokens = response_tokens(pool)
         self.check(needs)
         self._pass.scope.target_loss, self.target_reused, self._update.held = None, False, None
         extra = self._beside(pool, needs, meta or {})
         if not needs.forward:
-            tokens = response_tokens(pool)
             return Signals(valid=tokens > 0, tokens=tokens, **extra)
-        run = needs.target_hidden or needs.curvature or (needs.target and self.target.due)
-        weighed = TargetBatch.of(target, target_weight, target_task) if run and target is not None else None
         if needs.backward:
             self._update.begin(given)
         with quiet(self.model):
             if needs.backward:
-                return replace(self._backward(pool, weighed, needs), **extra)
+                return replace(self._backward(pool, weighed, needs, tokens), **extra)
             with torch.no_grad():
                 found = forward_signals(self._pass.scope.forward, pool, weighed, needs, self.pool_micro_batch)
         return replace(found, **extra)
@@ -254,8 +254,8 @@ class Scorer:
         """
         return self._update.backward(pool, selection, backward)
 
-    def _backward(self, pool: Batch, target: TargetBatch | None, needs: Needs) -> Signals:
-        due, tokens = needs.target and self.target.due, response_tokens(pool)
+    def _backward(self, pool: Batch, target: TargetBatch | None, needs: Needs, tokens: Tensor) -> Signals:
+        due = needs.target and self.target.due
         if due and target is None:
             raise ValueError("this call has to compute the target gradient: give it a target batch")
         hvp = None
@@ -274,7 +274,7 @@ class Scorer:
                 self._update.refuse(str(error))
             elif self._update.held is not None or not leave_out(self.parameters, error):
                 raise
-            return self._backward(pool, target, needs)
+            return self._backward(pool, target, needs, tokens)
         if used is not None:
             self.target.commit()
         elif needs.target:

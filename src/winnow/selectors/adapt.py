@@ -45,15 +45,7 @@ class Adapt:
         return Needs(hidden="position", target_hidden=True)
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Weigh one pool; deterministic.
-
-        Args:
-            signals: hidden, target_hidden and target_share.
-            generator: unused.
-
-        Returns:
-            All valid candidates, weighted. Diagnostics: ``similarity``, their mean.
-        """
+        """Weigh one pool; deterministic."""
         states, anchors = given(signals.hidden, "hidden"), given(signals.target_hidden, "target_hidden")
         scores = cosines(states, anchors) @ given(signals.target_share, "target_share")
         usable = candidates(signals, 0, scores.to(signals.valid.device))

@@ -41,15 +41,7 @@ class CoLM:
         return Needs(gram=2, meta=("source",))
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool; deterministic.
-
-        Args:
-            signals: gram and meta.
-            generator: unused.
-
-        Returns:
-            Candidates with weight one. Diagnostics: ``small``, how many come from small sources.
-        """
+        """Choose from one pool; deterministic."""
         gram, sources = given(signals.gram, "gram"), facts(signals, "source")
         usable = coherent(gram, candidates(signals, self.filter_size))
         names = [sources[at] for at in usable.tolist()]

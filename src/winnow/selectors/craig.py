@@ -39,15 +39,7 @@ class Craig:
         return Needs(gram=0)
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool; deterministic.
-
-        Args:
-            signals: gram.
-            generator: unused.
-
-        Returns:
-            The medoids, weighted. Diagnostics: ``distance``, the mean distance to the nearest medoid.
-        """
+        """Choose from one pool; deterministic."""
         gram = given(signals.gram, "gram")
         usable = coherent(gram, candidates(signals, self.filter_size))
         short = float(len(usable) < self.filter_size)

@@ -57,28 +57,11 @@ class DataShapley:
         return Needs(alignment=0, curvature=self.order == "second")
 
     def scores(self, signals: Signals) -> Float[Tensor, " pool"] | None:
-        """What the rule ranks by, the highest kept.
-
-        Args:
-            signals: alignment.
-
-        Returns:
-            A score per candidate, in float64 on the CPU; None of the second
-            order, whose values depend on who else is in the pool.
-        """
+        """What the rule ranks by, the highest kept."""
         return given(signals.alignment, "alignment") if self.order == "first" else None
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool; deterministic.
-
-        Args:
-            signals: alignment, and curvature for the second order.
-            generator: unused.
-
-        Returns:
-            Candidates with their weights; with ``proportional`` those of positive value, or the best one alone.
-            Diagnostics: ``value``, the sum of the kept candidates' values.
-        """
+        """Choose from one pool; deterministic."""
         value = given(signals.alignment, "alignment")
         if self.order == "second":
             value = value - float(self.lr or 0) / self.filter_size / 2 * given(signals.curvature, "curvature")

@@ -40,27 +40,12 @@ class Embedding:
         return Needs(hidden="mean", target_hidden=True)
 
     def scores(self, signals: Signals) -> Float[Tensor, " pool"]:
-        """What the rule ranks by, the highest kept.
-
-        Args:
-            signals: hidden, target_hidden and target_share.
-
-        Returns:
-            A score per candidate, in float64 on the CPU.
-        """
+        """What the rule ranks by, the highest kept."""
         states, anchors = given(signals.hidden, "hidden"), given(signals.target_hidden, "target_hidden")
         return cosines(states, anchors) @ given(signals.target_share, "target_share")
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool; deterministic.
-
-        Args:
-            signals: hidden, target_hidden and target_share.
-            generator: unused.
-
-        Returns:
-            Candidates with weight one. Diagnostics: ``similarity``, the mean of the kept.
-        """
+        """Choose from one pool; deterministic."""
         scores = self.scores(signals)
         usable = candidates(signals, self.filter_size, scores.to(signals.valid.device))
         chosen = usable[top(scores[usable], self.filter_size)]

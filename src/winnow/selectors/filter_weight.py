@@ -83,15 +83,7 @@ class FilterWeight:
         return Needs(norms=norms, alignment=alignment, momentum=self.momentum)
 
     def scores(self, signals: Signals) -> Float[Tensor, " pool"] | None:
-        """What the filter ranks by, the highest kept.
-
-        Args:
-            signals: alignment, and gram or norms.
-
-        Returns:
-            A score per candidate, in float64 on the CPU; None where
-            the filter chooses a set.
-        """
+        """What the filter ranks by, the highest kept."""
         alignment = given(signals.alignment, "alignment")
         if self.filter == "cosine":
             norms = signals.norms
@@ -101,19 +93,7 @@ class FilterWeight:
         return alignment if self.filter == "top" else None
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool; deterministic.
-
-        Args:
-            signals: alignment, and gram or norms as ``needs`` says.
-            generator: unused.
-
-        Returns:
-            The kept candidates, those of zero weight left out, and their weights. Diagnostics: ``utility``
-            (first-order: the mean of weight times b), ``objective`` (of the solver's coefficients) and
-            ``condition`` of the kept Gram where it is known, ``scale`` (sum of the solver's
-            coefficients), ``positive`` (share of candidates with b > 0), ``filtered`` (kept by the
-            filter), ``short`` (fewer candidates than filter_size), ``empty``.
-        """
+        """Choose from one pool; deterministic."""
         alignment = given(signals.alignment, "alignment")
         gram, norms = self._lengths(signals)
         usable = candidates(signals, self.filter_size, alignment.to(signals.valid.device))

@@ -30,13 +30,5 @@ class Full:
         return Needs()
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Keep every valid candidate.
-
-        Args:
-            signals: only ``valid`` is used.
-            generator: unused.
-
-        Returns:
-            All valid candidates with weight one.
-        """
+        """Keep every valid candidate."""
         return keep(signals, candidates(signals, 0))

@@ -51,16 +51,7 @@ class GradMatch:
         return Needs(gram=0, alignment=0 if self.match == "target" else None)
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool; deterministic.
-
-        Args:
-            signals: gram, and alignment for the target.
-            generator: unused.
-
-        Returns:
-            Candidates and their weights; the best one alone where no weight is positive. Diagnostics: ``scale`` (sum
-            of the solver's coefficients), ``residual`` (||sum w g - tau||^2 / ||tau||^2, for the pool), ``empty``.
-        """
+        """Choose from one pool; deterministic."""
         gram = given(signals.gram, "gram")
         scores = [given(signals.alignment, "alignment")] if self.match == "target" else []
         usable = candidates(signals, self.filter_size, *(score.to(signals.valid.device) for score in scores))

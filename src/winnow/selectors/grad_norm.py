@@ -45,29 +45,11 @@ class GradNorm:
         return Needs(norms=0)
 
     def scores(self, signals: Signals) -> Float[Tensor, " pool"] | None:
-        """What the rule ranks by, the highest kept.
-
-        Args:
-            signals: norms.
-
-        Returns:
-            A score per candidate, in float64 on the CPU; None where it samples.
-        """
+        """What the rule ranks by, the highest kept."""
         return given(signals.norms, "norms") if self.sampling == "top" else None
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool.
-
-        Args:
-            signals: norms.
-            generator: the source of randomness of ``importance``.
-
-        Returns:
-            Candidates with weight one, or with importance weights.
-
-        Raises:
-            ValueError: ``importance`` is given no generator.
-        """
+        """Choose from one pool."""
         norms = given(signals.norms, "norms")
         usable = candidates(signals, self.filter_size, norms.to(signals.valid.device))
         norms = norms[usable]

@@ -48,15 +48,7 @@ class Greats:
         return Needs(alignment=0, gram=0)
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool; deterministic.
-
-        Args:
-            signals: alignment and gram.
-            generator: unused.
-
-        Returns:
-            Candidates with weight one. Diagnostics: ``step``, the s of the rule.
-        """
+        """Choose from one pool; deterministic."""
         alignment, gram = given(signals.alignment, "alignment"), given(signals.gram, "gram")
         usable = candidates(signals, self.filter_size, alignment.to(signals.valid.device))
         usable = coherent(gram, usable)

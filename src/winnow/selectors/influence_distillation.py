@@ -57,16 +57,7 @@ class InfluenceDistillation:
         return Needs(alignment=1, gram=2)
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool; deterministic.
-
-        Args:
-            signals: alignment and gram.
-            generator: unused.
-
-        Returns:
-            Candidates and their weights. Diagnostics: ``step`` (the s of the rule), ``positive`` (candidates with a
-            positive weight before the cut to k).
-        """
+        """Choose from one pool; deterministic."""
         alignment, gram = given(signals.alignment, "alignment"), given(signals.gram, "gram")
         usable = candidates(signals, self.filter_size, alignment.to(signals.valid.device))
         usable = coherent(gram, usable)

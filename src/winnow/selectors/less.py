@@ -45,39 +45,17 @@ class Less:
         return Needs(alignment=1, norms=2, per_task=True)
 
     def task_scores(self, signals: Signals) -> Float[Tensor, "tasks pool"]:
-        """Cosines with the gradient of each task.
-
-        Args:
-            signals: task_alignment, task_norms and norms.
-
-        Returns:
-            A row per target task, in float64 on the CPU.
-        """
+        """Cosines with the gradient of each task."""
         alignment, lengths = given(signals.task_alignment, "task_alignment"), given(signals.task_norms, "task_norms")
         norms = given(signals.norms, "norms")
         return torch.stack([per_norm(row, norms * length) for row, length in zip(alignment, lengths, strict=True)])
 
     def scores(self, signals: Signals) -> Float[Tensor, " pool"]:
-        """What the rule ranks by, the highest kept.
-
-        Args:
-            signals: task_alignment, task_norms and norms.
-
-        Returns:
-            A score per candidate, in float64 on the CPU.
-        """
+        """What the rule ranks by, the highest kept."""
         return by_task(self.task_scores(signals), self.aggregate)
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool; deterministic.
-
-        Args:
-            signals: task_alignment, task_norms and norms.
-            generator: unused.
-
-        Returns:
-            Candidates with weight one. Diagnostics: ``cosine``, the mean of the kept.
-        """
+        """Choose from one pool; deterministic."""
         scores, norms = self.scores(signals), given(signals.norms, "norms")
         usable = candidates(signals, self.filter_size, scores.to(signals.valid.device))
         usable = usable[norms[usable].isfinite()]

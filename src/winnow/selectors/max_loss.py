@@ -39,26 +39,11 @@ class MaxLoss:
         return Needs(losses=True)
 
     def scores(self, signals: Signals) -> Float[Tensor, " pool"]:
-        """What the rule ranks by, the highest kept.
-
-        Args:
-            signals: losses.
-
-        Returns:
-            A score per candidate, in float64 on the CPU.
-        """
+        """What the rule ranks by, the highest kept."""
         return given(signals.losses, "losses")
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool; deterministic.
-
-        Args:
-            signals: losses.
-            generator: unused.
-
-        Returns:
-            Candidates with weight one.
-        """
+        """Choose from one pool; deterministic."""
         losses = self.scores(signals)
         usable = candidates(signals, self.filter_size, losses.to(signals.valid.device))
         chosen = top(losses[usable], self.filter_size)

@@ -47,14 +47,7 @@ class MidPPL:
         return Needs(losses=True)
 
     def scores(self, signals: Signals) -> Float[Tensor, " pool"] | None:
-        """What the rule ranks by, the highest kept.
-
-        Args:
-            signals: losses.
-
-        Returns:
-            A score per candidate, in float64 on the CPU; None where it draws from a band.
-        """
+        """What the rule ranks by, the highest kept."""
         if self.width > 0:
             return None
         losses, usable = given(signals.losses, "losses"), candidates(signals, 0)
@@ -63,15 +56,7 @@ class MidPPL:
         return -(losses - torch.quantile(losses[usable], self.center)).abs()
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool; deterministic unless there is a ``width``.
-
-        Args:
-            signals: losses.
-            generator: the source of randomness of the draw from a band.
-
-        Returns:
-            Candidates with weight one. Diagnostics: ``center``, the loss aimed at.
-        """
+        """Choose from one pool; deterministic unless there is a ``width``."""
         losses = given(signals.losses, "losses")
         usable = candidates(signals, self.filter_size, losses.to(signals.valid.device))
         losses, short = losses[usable], float(len(usable) < self.filter_size)

@@ -61,15 +61,7 @@ class Opus:
         return Needs(alignment=1, gram=2, sketch=self.sketch, sketch_seed=self.sketch_seed)
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Draw from one pool.
-
-        Args:
-            signals: alignment and gram.
-            generator: the source of randomness.
-
-        Returns:
-            Candidates with weight one. Diagnostics: ``step``, the s of the rule.
-        """
+        """Draw from one pool."""
         source = source_of_chance(generator, "Opus")
         alignment, gram = given(signals.alignment, "alignment"), given(signals.gram, "gram")
         usable = candidates(signals, self.filter_size, alignment.to(signals.valid.device))

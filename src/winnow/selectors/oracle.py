@@ -51,18 +51,7 @@ class Oracle:
         return Needs(meta=("group", "noise"))
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool.
-
-        Args:
-            signals: meta.
-            generator: decides among candidates with equal labels.
-
-        Returns:
-            Candidates with weight one. Diagnostics: ``clean``, share of the kept without noise.
-
-        Raises:
-            ValueError: the stream has no labels.
-        """
+        """Choose from one pool."""
         source = source_of_chance(generator, "Oracle")
         groups, noise = facts(signals, "group"), facts(signals, "noise")
         self.unlabelled = 0 if any(groups) or any(noise) else self.unlabelled + 1
@@ -117,10 +106,6 @@ class Oracle:
         return {"unlabelled": self.unlabelled, "strange": self.strange, "named": self.named}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the count.
-
-        Args:
-            state: what :meth:`state_dict` gave.
-        """
+        """Take up the count."""
         self.unlabelled, self.strange = int(state["unlabelled"]), int(state.get("strange", 0))
         self.named = self.named or bool(state.get("named", False))

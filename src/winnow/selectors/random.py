@@ -35,18 +35,7 @@ class Random:
         return Needs()
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Draw from one pool.
-
-        Args:
-            signals: only ``valid`` is used.
-            generator: the source of randomness.
-
-        Returns:
-            Candidates with weight one.
-
-        Raises:
-            ValueError: no generator is given.
-        """
+        """Draw from one pool."""
         if generator is None:
             raise ValueError("Random draws from the generator it is given and never from a global one: pass one")
         usable = candidates(signals, self.filter_size)

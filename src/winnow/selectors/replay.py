@@ -76,19 +76,7 @@ class Replay:
         return f"selector.ledger={self.ledger} ends after {recorded} pools: set trainer.max_steps to that"
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Keep the recorded candidates of this step.
-
-        Args:
-            signals: meta.
-            generator: unused.
-
-        Returns:
-            The recorded candidates and weights; those that cannot be trained on here are left out. Diagnostics:
-            ``dropped``, how many those are.
-
-        Raises:
-            ValueError: the ledger has no such step, or recorded ids are not in the pool.
-        """
+        """Keep the recorded candidates of this step."""
         if self.recorded is None:
             self.recorded = read_kept(self.ledger)
         if self.step >= len(self.recorded):
@@ -115,11 +103,7 @@ class Replay:
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a step.
-
-        Args:
-            state: what :meth:`state_dict` gave.
-        """
+        """Go on at a step."""
         self.step = int(state["step"])
 
 

@@ -40,26 +40,11 @@ class RhoLoss:
         return Needs(losses=True, reference=True)
 
     def scores(self, signals: Signals) -> Float[Tensor, " pool"]:
-        """What the rule ranks by, the highest kept.
-
-        Args:
-            signals: losses and reference.
-
-        Returns:
-            A score per candidate, in float64 on the CPU.
-        """
+        """What the rule ranks by, the highest kept."""
         return given(signals.losses, "losses") - given(signals.reference, "reference")
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool; deterministic.
-
-        Args:
-            signals: losses and reference.
-            generator: unused.
-
-        Returns:
-            Candidates with weight one. Diagnostics: ``reducible``, the mean of the rule's difference over the kept.
-        """
+        """Choose from one pool; deterministic."""
         reducible = self.scores(signals)
         usable = candidates(signals, self.filter_size, reducible.to(signals.valid.device))
         chosen = usable[top(reducible[usable], self.filter_size)]

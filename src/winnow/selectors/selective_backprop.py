@@ -56,15 +56,7 @@ class SelectiveBackprop:
         return Needs(losses=True)
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Draw from one pool, and remember its losses.
-
-        Args:
-            signals: losses.
-            generator: the source of randomness.
-
-        Returns:
-            Candidates with weight one. Diagnostics: ``chance``, the mean p_i of the pool.
-        """
+        """Draw from one pool, and remember its losses."""
         source = source_of_chance(generator, "SelectiveBackprop")
         losses = given(signals.losses, "losses")
         usable = candidates(signals, self.filter_size, losses.to(signals.valid.device))
@@ -85,11 +77,7 @@ class SelectiveBackprop:
         return {"recent": self.recent.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up remembered losses.
-
-        Args:
-            state: what :meth:`state_dict` gave.
-        """
+        """Take up remembered losses."""
         self.recent = state["recent"].double().clone()
 
 

@@ -43,14 +43,7 @@ class TracIn:
         return Needs(alignment=0, per_task=self.aggregate == "max")
 
     def scores(self, signals: Signals) -> Float[Tensor, " pool"]:
-        """What the rule ranks by, the highest kept.
-
-        Args:
-            signals: alignment, or task_alignment and task_norms.
-
-        Returns:
-            A score per candidate, in float64 on the CPU.
-        """
+        """What the rule ranks by, the highest kept."""
         if self.aggregate == "mean":
             return given(signals.alignment, "alignment")
         alignment, lengths = given(signals.task_alignment, "task_alignment"), given(signals.task_norms, "task_norms")
@@ -58,15 +51,7 @@ class TracIn:
         return by_task(torch.where(lengths > 0, 1 / lengths, 0)[:, None] * alignment, "max")
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool; deterministic.
-
-        Args:
-            signals: alignment.
-            generator: unused.
-
-        Returns:
-            Candidates with weight one.
-        """
+        """Choose from one pool; deterministic."""
         alignment = self.scores(signals)
         usable = candidates(signals, self.filter_size, alignment.to(signals.valid.device))
         chosen = top(alignment[usable], self.filter_size)

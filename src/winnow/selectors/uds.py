@@ -53,18 +53,7 @@ class UDS:
         return Needs(nuclear=True, hidden="mean")
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
-        """Choose from one pool and remember what was chosen; deterministic.
-
-        Args:
-            signals: nuclear and hidden.
-            generator: unused.
-
-        Returns:
-            Candidates with weight one. Diagnostics: ``nuclear`` and ``distance``, means of the kept.
-
-        Raises:
-            ValueError: the embeddings are of another width than those remembered.
-        """
+        """Choose from one pool and remember what was chosen; deterministic."""
         nuclear, states = given(signals.nuclear, "nuclear"), given(signals.hidden, "hidden")
         far = torch.zeros_like(nuclear)
         if len(self.kept):
@@ -94,9 +83,5 @@ class UDS:
         return {"kept": self.kept.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up remembered embeddings.
-
-        Args:
-            state: what :meth:`state_dict` gave.
-        """
+        """Take up remembered embeddings."""
         self.kept = state["kept"].float().clone()

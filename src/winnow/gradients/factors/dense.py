@@ -11,7 +11,7 @@ from torch import Tensor
 from winnow.gradients.factors.base import Factor, Rows
 
 LARGE = 2**14
-"""On a CPU, gradients of at least so many numbers are combined one at a time, without a copy of the chosen ones."""
+"""On a CPU, gradients of at least this many numbers are combined one at a time, without copying the chosen ones."""
 
 
 class Formed(Factor):
