@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -108,6 +110,12 @@ class Needs:
         return self.losses or self.backward or self.states
 
 
+BY_CANDIDATE: dict[str, int | str | None] = {"axis": 0}
+OF_ONE_POOL: dict[str, int | str | None] = {"axis": "none"}
+OF_THE_TARGET: dict[str, int | str | None] = {"axis": None}
+"""Along which axis signals of several pools are joined, if they can be or have to."""
+
+
 @dataclass(frozen=True)
 class Signals:
     """What scoring one pool gave. Only what was asked for is set; selectors see nothing else.
@@ -130,21 +138,57 @@ class Signals:
         meta: the facts asked for, a word per candidate; empty words where there is none.
     """
 
-    valid: Bool[Tensor, " pool"]
-    tokens: Int[Tensor, " pool"]
-    losses: Float[Tensor, " pool"] | None = None
-    alignment: Float[Tensor, " pool"] | None = None
-    gram: Float[Tensor, "pool pool"] | None = None
-    norms: Float[Tensor, " pool"] | None = None
-    task_alignment: Float[Tensor, "tasks pool"] | None = None
-    task_norms: Float[Tensor, " tasks"] | None = None
-    curvature: Float[Tensor, " pool"] | None = None
-    hidden: Float[Tensor, "pool width"] | None = None
-    target_hidden: Float[Tensor, "target width"] | None = None
-    target_share: Float[Tensor, " target"] | None = None
-    nuclear: Float[Tensor, " pool"] | None = None
-    reference: Float[Tensor, " pool"] | None = None
+    valid: Bool[Tensor, " pool"] = field(metadata=BY_CANDIDATE)
+    tokens: Int[Tensor, " pool"] = field(metadata=BY_CANDIDATE)
+    losses: Float[Tensor, " pool"] | None = field(default=None, metadata=BY_CANDIDATE)
+    alignment: Float[Tensor, " pool"] | None = field(default=None, metadata=BY_CANDIDATE)
+    gram: Float[Tensor, "pool pool"] | None = field(default=None, metadata=OF_ONE_POOL)
+    norms: Float[Tensor, " pool"] | None = field(default=None, metadata=BY_CANDIDATE)
+    task_alignment: Float[Tensor, "tasks pool"] | None = field(default=None, metadata={"axis": 1})
+    task_norms: Float[Tensor, " tasks"] | None = field(default=None, metadata=OF_THE_TARGET)
+    curvature: Float[Tensor, " pool"] | None = field(default=None, metadata=OF_ONE_POOL)
+    hidden: Float[Tensor, "pool width"] | None = field(default=None, metadata=BY_CANDIDATE)
+    target_hidden: Float[Tensor, "target width"] | None = field(default=None, metadata=OF_THE_TARGET)
+    target_share: Float[Tensor, " target"] | None = field(default=None, metadata=OF_THE_TARGET)
+    nuclear: Float[Tensor, " pool"] | None = field(default=None, metadata=BY_CANDIDATE)
+    reference: Float[Tensor, " pool"] | None = field(default=None, metadata=BY_CANDIDATE)
     meta: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Signals]) -> Signals:
+        """Signals of several pools as those of one.
+
+        Args:
+            parts: at least one, all with the same fields; what is of the target is taken from the first.
+
+        Returns:
+            Their candidates one after the other.
+
+        Raises:
+            ValueError: there is no part, or one has what stands between the candidates of a single pool.
+        """
+        if not parts:
+            raise ValueError("the stream gives no candidates to score")
+        found: dict[str, Any] = {}
+        for one in fields(cls):
+            value = getattr(parts[0], one.name)
+            if value is None or "axis" not in one.metadata:
+                continue
+            if one.metadata["axis"] == OF_ONE_POOL["axis"]:
+                raise ValueError(f"Signals.{one.name} is of one pool, and cannot be joined")
+            axis = one.metadata["axis"]
+            found[one.name] = value if axis is None else torch.cat([getattr(part, one.name) for part in parts], axis)
+        meta = {name: [word for part in parts for word in part.meta[name]] for name in parts[0].meta}
+        return cls(**found, meta=meta)
+
+    def cpu(self) -> Signals:
+        """The same on the CPU.
+
+        Returns:
+            Signals.
+        """
+        held: dict[str, Any] = {name: value.cpu() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **held)
 
     def __len__(self) -> int:
         """Size of the pool, B."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,16 @@ __all__ = [
 ]
 
 _MUON: tuple[type, ...] = (torch.optim.Muon,) if hasattr(torch.optim, "Muon") else ()
+
+
+RULES: tuple[tuple[Callable[[Any], bool], Callable[[], UpdateRule], str], ...] = (
+    (lambda it: isinstance(it, torch.optim.Adam | torch.optim.AdamW), AdamRule, "Adam and AdamW of torch.optim"),
+    (is_adam8bit, Adam8bitRule, "those of bitsandbytes"),
+    (lambda it: isinstance(it, torch.optim.SGD), SGDRule, "SGD"),
+    (lambda it: isinstance(it, torch.optim.Adafactor), AdafactorRule, "Adafactor"),
+    (lambda it: isinstance(it, _MUON), MuonRule, "Muon"),
+)
+"""Which optimizers, the rule of their update, and what messages call them; the first that matches holds."""
 
 
 class UnknownOptimizer(ValueError):
@@ -75,16 +86,9 @@ def geometry_of(optimizer: Any, geometry: str | Geometry = "auto", first_step: s
 
 
 def _rule(optimizer: Any) -> UpdateRule:
-    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
-        return AdamRule()
-    if is_adam8bit(optimizer):
-        return Adam8bitRule()
-    if isinstance(optimizer, torch.optim.SGD):
-        return SGDRule()
-    if isinstance(optimizer, torch.optim.Adafactor):
-        return AdafactorRule()
-    if isinstance(optimizer, _MUON):
-        return MuonRule()
+    for kinds, build, _ in RULES:
+        if kinds(optimizer):
+            return build()
     name = type(optimizer).__name__
     if "lion" in name.lower():
         raise UnknownOptimizer(
@@ -93,7 +97,6 @@ def _rule(optimizer: Any) -> UpdateRule:
             f"optimizer=muon, or score with plain gradients by scoring.geometry=identity"
         )
     raise UnknownOptimizer(
-        f"no geometry is known for the optimizer {name}: supported are Adam, AdamW, SGD, Adafactor and Muon of "
-        f"torch.optim, winnow.optim.MuonWithAdamW, and Adam and AdamW of bitsandbytes; scoring.geometry=identity "
-        f"scores with plain gradients instead"
+        f"no geometry is known for the optimizer {name}: supported are {', '.join(words for _, _, words in RULES)} "
+        f"and winnow.optim.MuonWithAdamW; scoring.geometry=identity scores with plain gradients instead"
     )

@@ -83,7 +83,7 @@ def score_stream(
         more["target_share"] = target.share.cpu()
     own = replace(needs, target_hidden=False)
     if projection is None:
-        return replace(_joined([_moved(scorer(pool, None, own, meta=meta)) for pool, meta in pools()]), **more)
+        return replace(Signals.joined([scorer(pool, None, own, meta=meta).cpu() for pool, meta in pools()]), **more)
     return _projected(scorer, pools, own, gradients, projection, projection_seed)
 
 
@@ -144,8 +144,8 @@ def _projected(
         for pool, meta in pools():
             signals = scorer(pool, None, sketched, meta=meta)
             norms = _given(signals.gram).diagonal().clamp_min(0).sqrt()
-            parts.append(_moved(replace(signals, gram=None, norms=norms)))
-        found.append(_joined(parts))
+            parts.append(replace(signals, gram=None, norms=norms).cpu())
+        found.append(Signals.joined(parts))
         lengths.append(_sketch(gradients, size, seed).norm())
     return replace(
         found[0],
@@ -163,26 +163,6 @@ def _sketch(gradients: Mapping[str, Tensor], size: int, seed: int) -> Tensor:
     for name, gradient in gradients.items():
         sketch.add(found, name, torch.arange(gradient.numel(), device=first.device), gradient.reshape(1, -1))
     return found[0]
-
-
-def _moved(signals: Signals) -> Signals:
-    held: dict[str, Any] = {name: value.cpu() for name, value in vars(signals).items() if isinstance(value, Tensor)}
-    return replace(signals, **held)
-
-
-def _joined(parts: Sequence[Signals]) -> Signals:
-    """Signals of several pools as those of one."""
-    if not parts:
-        raise ValueError("the stream gives no candidates to score")
-    joined: dict[str, Any] = {}
-    for name in ("valid", "tokens", "losses", "alignment", "norms", "nuclear", "hidden", "reference"):
-        if getattr(parts[0], name) is not None:
-            joined[name] = torch.cat([getattr(part, name) for part in parts])
-    if parts[0].task_alignment is not None:
-        joined["task_alignment"] = torch.cat([_given(part.task_alignment) for part in parts], 1)
-        joined["task_norms"] = parts[0].task_norms
-    meta = {name: [word for part in parts for word in part.meta[name]] for name in parts[0].meta}
-    return Signals(**joined, meta=meta)
 
 
 def _given(value: Tensor | None) -> Tensor:
