@@ -205,6 +205,7 @@ def test_gradient_checkpointing_gives_the_same_and_stays_active(lora: bool, reen
     assert torch.equal(plain.alignment, again.alignment)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # torch.compile's own look at inputs

@@ -15,8 +15,14 @@ from winnow.signals import Needs
 TOLERANCE = 1e-9
 
 
+QUICK = ("llama", "gpt2", "qwen3")
+"""Families that make test-quick looks at; the others take up to three seconds each."""
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
 def test_gram_and_alignment_equal_slow_gradients(family: str, lora: bool) -> None:
     with double():
         model = build(family, lora)

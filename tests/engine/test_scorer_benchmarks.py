@@ -118,6 +118,7 @@ def test_what_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     assert "full, exact, AdamW" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_timing_and_memory_look_at_both_sides() -> None:
     bench = Bench(tiny(cases(quick=False)[4]), TINY, CPU, torch.float32)
     calls: list[str] = []
