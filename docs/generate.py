@@ -1,4 +1,4 @@
-"""Write what follows from other files: docs/METHODS.md, conf/baseline, the axes of sweeps/baselines.yaml, sweeps/wandb.
+"""Write what follows from other files: docs/METHODS.md, the README's table of methods, conf/baseline, the sweeps.
 
 python docs/generate.py            # write what is stale
 python docs/generate.py --check    # say what is stale, with code 1 if anything is
@@ -12,11 +12,18 @@ from pathlib import Path
 
 import yaml
 
-from winnow.methods import cards, markdown
+from winnow.methods import OURS, cards, markdown
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = {"rho_loss": "which needs scoring.reference", "replay": "which needs selector.ledger"}
 """Methods that a sweep over all of them cannot run."""
+NOTES = {
+    "oracle": " (the stream's hidden labels; for analysis)",
+    "replay": " (a recorded run's choices)",
+}
+"""What the README adds to a method's name."""
+TABLE = re.compile(r"\| \| \|\n\|---\|---\|\n\| ours \|.*?(?=\n\n)", re.DOTALL)
+"""The README's table of methods."""
 COMMAND = (
     "${env}",
     "${interpreter}",
@@ -34,6 +41,9 @@ def generated(root: Path = ROOT) -> dict[Path, str]:
     for name in names:
         path = root / "conf" / "baseline" / f"{name}.yaml"
         found[path] = path.read_text(encoding="utf-8") if path.exists() else baseline(root, name)
+    readme = root / "README.md"
+    if readme.exists():
+        found[readme] = TABLE.sub(lambda _: table(root), readme.read_text(encoding="utf-8"))
     path = root / "sweeps" / "baselines.yaml"
     found[path] = all_methods(path.read_text(encoding="utf-8"), names)
     for sweep in sorted((root / "sweeps").glob("*.yaml")):
@@ -41,6 +51,22 @@ def generated(root: Path = ROOT) -> dict[Path, str]:
             sweep.stem, found.get(sweep, sweep.read_text(encoding="utf-8"))
         )
     return found
+
+
+def table(root: Path) -> str:
+    """The README's table of methods, by what they look at."""
+    found = cards()
+    presets = sorted(path.stem for path in (root / "conf" / "selector").glob("*.yaml"))
+    own = [name for name in presets if name not in {one.name for one in found} | {"custom"}]
+    groups: dict[str, list[str]] = {"controls": [], "by loss": [], "by forward pass": [], "by gradient": []}
+    for one in found:
+        if one.name != OURS:
+            needs = one.needs
+            group = "by gradient" if needs.backward else "by forward pass" if needs.states else "by loss"
+            groups[group if needs.forward else "controls"].append(f"`{one.name}`{NOTES.get(one.name, '')}")
+    ablations = ", ".join(f"`{name}`" for name in own)
+    lines = ["| | |", "|---|---|", f"| ours | `{OURS}`, and its ablations {ablations} |"]
+    return "\n".join([*lines, *(f"| {group} | {', '.join(names)} |" for group, names in groups.items())])
 
 
 def baseline(root: Path, name: str) -> str:

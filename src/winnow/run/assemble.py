@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -40,15 +42,30 @@ from winnow.training.stopping import Stop
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """What training and scoring are made of alike.
+
+    Args:
+        language: model and tokenizer.
+        data: the stream and the targets, as pools.
+        module: scores, selects and updates.
+        trainer: gives precision and device.
+        optimizer: of the module as it was prepared; a fit builds another.
+    """
+
+    language: LanguageModel
+    data: SelectionDataModule
+    module: SelectionModule
+    trainer: lightning.Trainer
+    optimizer: torch.optim.Optimizer
+
+
 @dataclass
 class Parts:
-    """What a run is made of; filled in one after the other, so that a failure closes what there is."""
+    """What a run holds open; filled in one after the other, so that a failure closes what there is."""
 
-    language: LanguageModel = field(init=False)
-    corpus: Corpus = field(init=False)
-    data: SelectionDataModule = field(init=False)
-    module: SelectionModule = field(init=False)
-    trainer: lightning.Trainer = field(init=False)
+    experiment: Experiment = field(init=False)
     records: Records | None = None
     logger: Logger | None = None
     preparation: dict[str, Any] | None = None
@@ -86,70 +103,122 @@ def check(cfg: DictConfig) -> None:
         )
 
 
-def assemble(cfg: DictConfig, folder: Path, parts: Parts) -> None:
-    """Build everything, and refuse here whatever would be refused later, before the first evaluation."""
+def assemble(
+    cfg: DictConfig,
+    corpus: Corpus | None = None,
+    *,
+    trainer: Mapping[str, Any],
+    scorer: Mapping[str, Any] | None = None,
+    trains: bool = True,
+) -> Experiment:
+    """Build model, data, selector, module and trainer, and refuse here whatever would be refused later.
+
+    Args:
+        cfg: the composed configuration.
+        corpus: stream and targets, where they are built already.
+        trainer: arguments of the trainer beside the configuration's.
+        scorer: arguments of the scorer in place of the configuration's.
+        trains: False leaves out what only training needs, and puts the model where the trainer would.
+
+    Returns:
+        The experiment, prepared as a fit would.
+    """
+    language = build(cfg.model)
+    corpus = corpus_of(cfg) if corpus is None else corpus
+    data = datamodule(cfg, corpus, language.tokenizer)
+    more: dict[str, Any] = {}
+    selector = build(cfg.selector)
+    if trains:
+        _check_selector(cfg, selector, data)
+        names = ("clip_norm", "max_idle_steps", "pools_per_update", "record_tasks")
+        more = {"scheduler": schedule_of(cfg, data.steps.steps), **{name: cfg[name] for name in names}}
+    built = build(cfg.trainer, **trainer)
+    model = language.model
+    if not trains:
+        model = built.precision_plugin.convert_module(model).to(built.strategy.root_device)
+    module = SelectionModule(
+        model,
+        selector=selector,
+        scorer=partial(build(cfg.scoring), **(scorer or {})),
+        optimizer=build(cfg.optimizer),
+        seed=cfg.seed,
+        **more,
+    )
+    return Experiment(language, data, module, built, module.prepare(built))
+
+
+def corpus_of(cfg: DictConfig) -> Corpus:
+    """Stream and targets, with what was left out of them in the log.
+
+    Args:
+        cfg: the composed configuration.
+
+    Returns:
+        What ``data.corpus`` builds.
+    """
+    corpus: Corpus = build(cfg.data.corpus)
+    for reason, count in corpus.report.items():
+        log.warning("data: %d examples left out: %s", count, reason)
+    return corpus
+
+
+def equip(cfg: DictConfig, folder: Path, parts: Parts) -> None:
+    """Assemble a training run and open what records it.
+
+    Args:
+        cfg: the composed configuration.
+        folder: the run's folder.
+        parts: takes what there is.
+    """
     check(cfg)
     check_numbers(SelectionModule, cfg)
     check_options(plain(cfg))
     check_precision(cfg.trainer.get("precision"))
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    parts.language = build(cfg.model)
-    parts.corpus = build(cfg.data.corpus)
-    for reason, count in parts.corpus.report.items():
-        log.warning("data: %d examples left out: %s", count, reason)
-    parts.data = datamodule(cfg, parts.corpus, parts.language.tokenizer)
     parts.preparation = preparation(prepared_by(cfg))
-    selector = build(cfg.selector)
-    if not isinstance(selector, Selector):
-        raise BuildError(
-            f"selector._target_={cfg.selector._target_} is no selector: it needs a property `needs` and "
-            "`__call__(signals, generator)`; see winnow.selectors.base.Selector"
-        )
-    if isinstance(selector, Sized):
-        check_filter_size(selector.filter_size, parts.data.steps.pool_size)
-    if parts.data.steps.turns is not None and len(parts.corpus.targets) > 1:
-        _check_turns(cfg, selector.needs.per_task)
-    if isinstance(selector, Labelled):
-        selector.check_groups(*groups(parts.corpus.stream, cfg.seed))
-    if isinstance(selector, Recorded):
-        endless = int(cfg.trainer.max_epochs or -1) == -1
-        steps = int(cfg.trainer.max_steps) if endless and int(cfg.trainer.max_steps) > 0 else None
-        selector.check_stream(parts.data.steps.pool_ids(), steps)
-    parts.module = SelectionModule(
-        parts.language.model,
-        selector=selector,
-        scorer=build(cfg.scoring),
-        optimizer=build(cfg.optimizer),
-        scheduler=schedule_of(cfg, parts.data.steps.steps),
-        clip_norm=cfg.clip_norm,
-        max_idle_steps=cfg.max_idle_steps,
-        pools_per_update=cfg.pools_per_update,
-        seed=cfg.seed,
-        record_tasks=cfg.record_tasks,
-    )
     callbacks = build_all(cfg.get("callbacks"))
+    logger = logger_of(cfg)
+    parts.experiment = assemble(
+        cfg,
+        trainer={
+            "callbacks": list(callbacks.values()),
+            "logger": logger or False,
+            "plugins": [AtomicCheckpointIO()],
+            "default_root_dir": str(folder),
+            "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks.values()),
+        },
+    )
     if isinstance(callbacks.get("records"), Records):
         parts.records = callbacks["records"]
-    logger = logger_of(cfg)
-    parts.trainer = build(
-        cfg.trainer,
-        callbacks=list(callbacks.values()),
-        logger=logger or False,
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=str(folder),
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks.values()),
-    )
-    optimizer = parts.module.prepare(parts.trainer)
     if cfg.ckpt_path:
-        _resume(cfg, parts, optimizer)
+        _resume(cfg, parts)
     if isinstance(logger, WandbLogger):  # its run begins here; one that could not begin needs no closing
         with forgiving(logger):
             logger.experiment.config.update(
                 {**anonymous(plain(cfg)), "choices": choices_of_groups()}, allow_val_change=True
             )
         if is_lost(logger):  # Lightning would ask it once more, and fail
-            parts.trainer.loggers, logger = [], None
+            parts.experiment.trainer.loggers, logger = [], None
     parts.logger = logger
+
+
+def _check_selector(cfg: DictConfig, selector: Any, data: SelectionDataModule) -> None:
+    """Refuse what is no selector, and one that does not go with the data."""
+    if not isinstance(selector, Selector):
+        raise BuildError(
+            f"selector._target_={cfg.selector._target_} is no selector: it needs a property `needs` and "
+            "`__call__(signals, generator)`; see winnow.selectors.base.Selector"
+        )
+    if isinstance(selector, Sized):
+        check_filter_size(selector.filter_size, data.steps.pool_size)
+    if data.steps.turns is not None and len(data.corpus.targets) > 1:
+        _check_turns(cfg, selector.needs.per_task)
+    if isinstance(selector, Labelled):
+        selector.check_groups(*groups(data.corpus.stream, cfg.seed))
+    if isinstance(selector, Recorded):
+        endless = int(cfg.trainer.max_epochs or -1) == -1
+        steps = int(cfg.trainer.max_steps) if endless and int(cfg.trainer.max_steps) > 0 else None
+        selector.check_stream(data.steps.pool_ids(), steps)
 
 
 def datamodule(cfg: DictConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> SelectionDataModule:
@@ -171,13 +240,12 @@ def datamodule(cfg: DictConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBa
         return SelectionDataModule(restricted(corpus, **subset), tokenizer, seed=cfg.seed, **options)
 
 
-def _resume(cfg: DictConfig, parts: Parts, optimizer: torch.optim.Optimizer) -> None:
+def _resume(cfg: DictConfig, parts: Parts) -> None:
     """Refuse a checkpoint that does not fit, and take over the records of the pools it had seen."""
     path = Path(cfg.ckpt_path).resolve()
     state = read_checkpoint(cfg.ckpt_path)
-    check_fits(
-        state, parts.module, optimizer, changes(cfg.ckpt_path, anonymous(plain(cfg))), cfg.resume_method == "any"
-    )
+    changed, any_method = changes(cfg.ckpt_path, anonymous(plain(cfg))), cfg.resume_method == "any"
+    check_fits(state, parts.experiment.module, parts.experiment.optimizer, changed, any_method)
     if 0 < int(cfg.trainer.max_steps) <= state["global_step"]:
         log.warning(
             "trainer.max_steps=%d, and ckpt_path=%s has made %d updates already: nothing is left to train",

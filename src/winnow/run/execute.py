@@ -24,7 +24,7 @@ from winnow.records.strict_json import write_json
 from winnow.report.composition import composition
 from winnow.report.summary import print_summary, show
 from winnow.run.allocator import keep_freed_memory
-from winnow.run.assemble import Parts, assemble, in_sweep
+from winnow.run.assemble import Parts, equip, in_sweep
 from winnow.run.instantiate import BuildError, blaming, plain
 from winnow.run.process import left_as_found
 from winnow.tracking import is_lost, let_go
@@ -83,7 +83,7 @@ def _recorded(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     with left_as_found(), handled(parts.stop):
         try:
             with blaming(""):
-                assemble(cfg, folder, parts)
+                equip(cfg, folder, parts)
             summary = _execute(cfg, folder, parts)
         except BaseException as error:
             known = [folder / "checkpoints" / "last.ckpt", *([Path(cfg.ckpt_path)] if cfg.ckpt_path else [])]
@@ -113,7 +113,7 @@ def _objective(summary: dict[str, Any]) -> float | None:
 
 
 def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
-    model, module = parts.language.model, parts.module
+    model, module = parts.experiment.language.model, parts.experiment.module
     summary: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed, "before": _measure(cfg, parts)}
     log.info("%s: %d trainable parameters", cfg.name, sum(p.numel() for p in module.parameters() if p.requires_grad))
     trained = _fit(parts, cfg.ckpt_path)
@@ -129,7 +129,7 @@ def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     write_json(folder / "summary.json", summary)
     if cfg.export:
         model.save_pretrained(str(folder / "model"), safe_serialization=True)
-        parts.language.tokenizer.save_pretrained(folder / "model")
+        parts.experiment.language.tokenizer.save_pretrained(folder / "model")
     if parts.logger is not None:
         after = {f"test/{name}": value for name, value in summary["after"].items()}
         before = {f"test_before/{name}": value for name, value in summary["before"].items()}
@@ -139,31 +139,34 @@ def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
 
 
 def _measure(cfg: DictConfig, parts: Parts) -> dict[str, float]:
-    parts.module.to(parts.trainer.strategy.root_device)
-    model: Any = parts.language.model
+    parts.experiment.module.to(parts.experiment.trainer.strategy.root_device)
+    model: Any = parts.experiment.language.model
     return evaluate(
         model,
-        parts.language.tokenizer,
-        parts.corpus.targets,
-        max_length=parts.data.max_length,
+        parts.experiment.language.tokenizer,
+        parts.experiment.data.corpus.targets,
+        max_length=parts.experiment.data.max_length,
         **plain(cfg.evaluation),
     )
 
 
 def _fit(parts: Parts, ckpt_path: str | None) -> bool:
     """Train; an interrupt comes out as one, and leaves the next one possible. Says whether the model has changed."""
-    if parts.trainer.max_steps == 0 or parts.trainer.max_epochs == 0:
+    if parts.experiment.trainer.max_steps == 0 or parts.experiment.trainer.max_epochs == 0:
         log.warning("nothing to train (trainer.max_steps=0 or trainer.max_epochs=0): the model is measured as it is")
         if ckpt_path:
             state = read_checkpoint(ckpt_path)
-            parts.module.load_state_dict(state["state_dict"], strict=False)  # frozen parameters are in none
-            parts.module.on_load_checkpoint(state)
+            parts.experiment.module.load_state_dict(state["state_dict"], strict=False)  # frozen parameters are in none
+            parts.experiment.module.on_load_checkpoint(state)
         return bool(ckpt_path)
-    parts.module.train()  # transformers loads models for evaluation, without dropout, and Lightning keeps that
-    parts.module.stop = parts.stop
+    made = parts.experiment
+    made.module.train()  # transformers loads models for evaluation, without dropout, and Lightning keeps that
+    made.module.stop = parts.stop
     parts.stop.waits = True
     try:
-        parts.trainer.fit(parts.module, parts.data, ckpt_path=ckpt_path, weights_only=True)
+        parts.experiment.trainer.fit(
+            parts.experiment.module, parts.experiment.data, ckpt_path=ckpt_path, weights_only=True
+        )
     except SystemExit as error:
         # Lightning answers an interrupt with exit(1), which no caller can tell from a failure.
         if isinstance(error.__context__, KeyboardInterrupt):

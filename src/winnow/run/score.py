@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,12 +26,11 @@ from winnow.offline.columns import columns
 from winnow.offline.stream import score_stream, stream_needs
 from winnow.records.preparation import Cost, beside, check_file, write_scores
 from winnow.records.provenance import anonymous, provenance
-from winnow.run.assemble import check, datamodule
+from winnow.run.assemble import Experiment, assemble, check
 from winnow.run.instantiate import BuildError, blaming, build, plain
 from winnow.run.options import check_options
 from winnow.run.process import left_as_found
 from winnow.signals import Needs, Signals
-from winnow.training.module import SelectionModule
 from winnow.training.precision import check_precision
 
 log = logging.getLogger(__name__)
@@ -135,26 +133,29 @@ class Stream:
 
 
 def _by_selector(cfg: DictConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[Cost], dict[str, Any]]:
-    language = build(cfg.model)
-    data = datamodule(cfg, corpus, language.tokenizer)
-    trainer = build(
-        cfg.trainer,
-        logger=False,
-        callbacks=[],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=str(cfg.out),
+    experiment = assemble(
+        cfg,
+        corpus,
+        trainer={
+            "logger": False,
+            "callbacks": [],
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "default_root_dir": str(cfg.out),
+        },
+        scorer={"every": None, "target_ema": 0.0, "update": "two_pass"},
+        trains=False,
     )
-    module, optimizer = _module(cfg, trainer, language.model)
+    data, module = experiment.data, experiment.module
     checkpoints, needs = read_checkpoints(cfg.ckpt_path), stream_needs(module.selector.needs)
     if needs.backward and not checkpoints and cfg.scoring.first_step == "pool" and cfg.scoring.geometry == "auto":
         raise ValueError(
             "scoring.first_step=pool takes P from every pool anew, and scores of different pools could not be "
             "compared: set scoring.first_step=identity, or ckpt_path= to a checkpoint with an optimizer state"
         )
-    stream = Stream(cfg, data, trainer.strategy.root_device)
+    stream = Stream(cfg, data, experiment.trainer.strategy.root_device)
     target = _target(cfg, data, stream.device) if needs.target else None
-    found = _scored(cfg, (module, optimizer), stream, needs, target, checkpoints)
+    found = _scored(cfg, experiment, stream, needs, target, checkpoints)
     names = [one.name for one in data.corpus.targets]
     values = columns(found, module.selector, names, module.scorer.reduction)
     table = pd.DataFrame({**_who(stream.examples), **values})
@@ -180,36 +181,22 @@ def _by_selector(cfg: DictConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[Co
     return table, [*warm_up(checkpoints), Cost("scoring", examples, spent, 0.0)], facts
 
 
-def _module(
-    cfg: DictConfig, trainer: lightning.Trainer, model: torch.nn.Module
-) -> tuple[SelectionModule, torch.optim.Optimizer]:
-    """The module as training begins with it, outside a fit, and its optimizer."""
-    module = SelectionModule(
-        trainer.precision_plugin.convert_module(model).to(trainer.strategy.root_device),
-        selector=build(cfg.selector),
-        scorer=partial(build(cfg.scoring), every=None, target_ema=0.0, update="two_pass"),
-        optimizer=build(cfg.optimizer),
-        seed=cfg.seed,
-    )
-    return module, module.prepare(trainer)
-
-
 def _scored(
     cfg: DictConfig,
-    prepared: tuple[SelectionModule, torch.optim.Optimizer],
+    experiment: Experiment,
     stream: Stream,
     needs: Needs,
     target: TargetBatch | None,
     checkpoints: Sequence[Checkpoint],
 ) -> list[tuple[float, Signals]]:
     """Signals of the stream at every checkpoint, and that checkpoint's share of the learning rates."""
-    module, optimizer = prepared
+    module, optimizer = experiment.module, experiment.optimizer
     found: list[tuple[float, Signals]] = []
     states: list[Checkpoint | None] = [*checkpoints] or [None]
     for checkpoint in states:
         if checkpoint is not None:
             checkpoint.load(module, optimizer)
-        with module.trainer.precision_plugin.train_step_context():
+        with experiment.trainer.precision_plugin.train_step_context():
             signals = score_stream(
                 module.scorer,
                 stream.pools,
