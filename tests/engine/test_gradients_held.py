@@ -13,6 +13,7 @@ from winnow.gradients.factors.outer_product import OuterProduct
 from winnow.products.mode import Mode
 from winnow.products.parcel import Parcel, Tau
 from winnow.products.products import Products
+from winnow.products.sums import Sums
 from winnow.scorer import Scorer
 from winnow.selection import Selection
 from winnow.signals import Needs
@@ -30,13 +31,12 @@ def outer(tokens: int) -> OuterProduct:
     return OuterProduct(normal(6, tokens, 12), normal(6, tokens, 10, seed=1))
 
 
-def products(factor: OuterProduct, p: Preconditioner, mode: str = "exact", ask: bool = True) -> tuple[Products, list]:
+def products(factor: OuterProduct, p: Preconditioner, mode: str = "exact", ask: bool = True) -> tuple[Sums, list]:
     built = Products(NEEDS, len(factor), factor.dtype, CPU, Mode(mode, sketch_dim=3, chunk_elements=200))
     found: list[Factor] = []
     tau = Tau(lambda: normal(12, 10, seed=2))
     built.add(Parcel("w", factor, p, tau, on_formed=found.append if ask else None))
-    built.finish()
-    return built, found
+    return built.finish(), found
 
 
 @pytest.mark.parametrize("form", FORMS)

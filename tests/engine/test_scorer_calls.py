@@ -1,5 +1,6 @@
 """What the scorer does from call to call: what it computes, which layers, and the target gradient over time."""
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +10,12 @@ from torch import Tensor
 
 from tests.families import build, double, ragged, rows
 from tests.reference import relative, slow_gradients, slow_matrix, warmed_up
+from winnow.gradients.factors.base import Factor
 from winnow.lm.losses import example_losses
+from winnow.products.parcel import Parcel
+from winnow.products.sums import Sums
 from winnow.scorer import Scorer, TargetNotFinite
+from winnow.scorer.visit import Visit
 from winnow.signals import Needs
 
 RAW = Needs(alignment=0)
@@ -225,3 +230,19 @@ def test_training_is_untouched_by_scoring() -> None:
     assert [parameter.grad is not None for parameter in given.model.parameters()].count(True) == 1
     assert torch.equal(torch.get_rng_state(), generator)
     assert len(slow_gradients(given.model, POOL, ["lm_head.weight"])) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "sketch"}, {"pool_micro_batch": 2}], ids=str)
+def test_a_scored_pool_leaves_nothing_behind_for_the_garbage_collector(options: dict[str, Any]) -> None:
+    """What holds per-example gradients is gone when the call is: memory does not wait for a collection."""
+    given, target = scorer(**options), ragged([6, 4], seed=1)
+    given(POOL, target, Needs(alignment=1, gram=1))  # the first call verifies
+    gc.collect()
+    gc.disable()
+    try:
+        given(POOL, target, Needs(alignment=1, gram=1))
+        kinds = [type(one) for one in gc.get_objects()]  # isinstance would ask properties of whatever is alive
+        left = [kind.__name__ for kind in kinds if issubclass(kind, Sums | Visit | Factor | Parcel)]
+    finally:
+        gc.enable()
+    assert left == []

@@ -22,6 +22,7 @@ from winnow.products.mode import Mode
 from winnow.products.parcel import Parcel, Tau
 from winnow.products.products import Products
 from winnow.products.sketch import Sketch
+from winnow.products.sums import Sums
 from winnow.products.token_products import tokens_are_cheaper
 from winnow.scorer import Scorer, TargetNotFinite
 from winnow.selection import Selection
@@ -192,14 +193,12 @@ def outer(tokens: int = 4, rows: int = 12, columns: int = 10, batch: int = 6, se
     return OuterProduct(normal(batch, tokens, rows, seed=seed), normal(batch, tokens, columns, seed=seed + 1))
 
 
-def products(
-    factor: Factor, p: Preconditioner, needs: Needs, examples: Factor | None = None, **options: Any
-) -> Products:
+def products(factor: Factor, p: Preconditioner, needs: Needs, examples: Factor | None = None, **options: Any) -> Sums:
     """K and b of one parameter; tau is the weighted sum of ``examples``."""
     examples = outer(seed=20, batch=3) if examples is None else examples
     built = Products(needs, len(factor), torch.float64, torch.device("cpu"), Mode(**options))
     built.add(Parcel("w", factor, p, Tau(lambda: examples.combine(SHARES), lambda: examples, SHARES)))
-    return built
+    return built.finish()
 
 
 FORMS = {"identity": Identity(), "rank_one": RankOne(normal(12).exp(), normal(10).exp())}
@@ -319,8 +318,7 @@ def test_sketching_candidates_and_target_as_one_changes_nothing(form: str, gram:
         )
         tau = Tau(lambda: examples.combine(SHARES), lambda: examples, SHARES, together)
         built.add(Parcel("w", pool, p, tau))
-        built.finish()
-        found.append(built)
+        found.append(built.finish())
     assert relative(found[0].gram, found[1].gram) < 1e-12  # type: ignore[arg-type]
     torch.testing.assert_close(found[0].target_square, found[1].target_square, equal_nan=True)
     assert relative(found[0].alignment, found[1].alignment) < 1e-12  # type: ignore[arg-type]

@@ -48,7 +48,8 @@ class Formed(Way):
             parcel.on_formed(dense)
             parcel.factor = dense
             # P's power, as large as the parameter, is not taken twice.
-            scaled = scaled.over(dense) or parcel.preconditioner.factor(dense, self.half)
+            same = scaled.over(dense)
+            scaled = parcel.preconditioner.factor(dense, self.half) if same is None else same
         return "formed", self._form(parcel, scaled)
 
     def add_formed(self, scaled: Factor, direction: Tensor | None) -> None:

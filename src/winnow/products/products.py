@@ -17,10 +17,8 @@ from winnow.products.way import Way
 from winnow.signals import Needs
 
 
-class Products(Sums):
-    """The sums of one pool, and the way they are taken.
-
-    K and b are there once :meth:`finish` is called; with ``needs.sketch`` they are inner products of CountSketches.
+class Products:
+    """Adds up the products of one pool; with ``needs.sketch`` they are inner products of CountSketches.
 
     Args:
         needs: the powers p (``gram``), a (``alignment``), q (``norms``), and what else is to be summed.
@@ -45,14 +43,14 @@ class Products(Sums):
         tasks: int = 0,
         work: Work | None = None,
     ) -> None:
-        super().__init__(needs, size, dtype, device, tasks)
+        self.sums = Sums(needs, size, dtype, device, tasks)
         self.way: Way
         if needs.sketch is not None:
-            self.way = Counted(self, mode, work)
+            self.way = Counted(self.sums, mode, work)
         elif store is not None:
-            self.way = Stored(self, mode, sketches=store == "sketches")
+            self.way = Stored(self.sums, mode, sketches=store == "sketches")
         else:
-            self.way = (Sketched if mode.mode == "sketch" else Formed)(self, mode, work)
+            self.way = (Sketched if mode.mode == "sketch" else Formed)(self.sums, mode, work)
 
     def add(self, parcel: Parcel) -> None:
         """Add one parameter's contribution.
@@ -61,16 +59,22 @@ class Products(Sums):
             parcel: the contribution.
         """
         factor = parcel.factor = parcel.factor.to(accumulation_dtype(parcel.factor.dtype))
-        if self.task_alignment is not None and self.task_squares is not None:
-            assert self.needs.alignment is not None
+        sums = self.sums
+        if sums.task_alignment is not None and sums.task_squares is not None:
+            assert sums.needs.alignment is not None
             for number, tau in enumerate(parcel.by_task):
-                direction = parcel.preconditioner.tensor(tau, float(self.needs.alignment))
-                self.task_alignment[number, parcel.rows] += factor.inner(direction)
-                self.task_squares[number] += tau.square().sum()
-        if self.curvature is not None and parcel.hvp is not None:
-            self.curvature[parcel.rows] += factor.inner(parcel.hvp)
+                direction = parcel.preconditioner.tensor(tau, float(sums.needs.alignment))
+                sums.task_alignment[number, parcel.rows] += factor.inner(direction)
+                sums.task_squares[number] += tau.square().sum()
+        if sums.curvature is not None and parcel.hvp is not None:
+            sums.curvature[parcel.rows] += factor.inner(parcel.hvp)
         self.way.add(parcel)
 
-    def finish(self) -> None:
-        """Take K and b from what was summed or stored on the way."""
+    def finish(self) -> Sums:
+        """Take K and b from what was summed or stored on the way.
+
+        Returns:
+            The sums, whole.
+        """
         self.way.finish()
+        return self.sums

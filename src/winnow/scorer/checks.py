@@ -11,7 +11,7 @@ from winnow.gradients.capture import CaptureError
 from winnow.gradients.verify import GradientMismatch, share_left_out, verify_gradients
 from winnow.lm.batch import TargetBatch
 from winnow.lm.layout import KEYS, Batch
-from winnow.products.products import Products
+from winnow.products.sums import Sums
 from winnow.scorer.doubts import doubts
 from winnow.scorer.one_pass import Update
 from winnow.scorer.pool_pass import PoolPass
@@ -44,7 +44,7 @@ class Checks:
         target: TargetBatch | None,
         present: Bool[Tensor, " pool"],
         valid: Bool[Tensor, " pool"],
-        products: Products,
+        sums: Sums,
     ) -> None:
         """Look at what a call computed.
 
@@ -53,7 +53,7 @@ class Checks:
             target: target examples that went through the model beside them.
             present: candidates with response tokens and a finite loss.
             valid: those of finite products, too.
-            products: K, b and norms.
+            sums: K, b and norms.
 
         Raises:
             GradientMismatch: a captured gradient is not autograd's, and nothing can be done about it.
@@ -65,7 +65,7 @@ class Checks:
             log.info("scoring.layers=%s: %s", self.layers, self.passing.work.describe(model, run))
             self._undescribed = False
         if not self._doubted:
-            self._doubt(present, products)
+            self._doubt(present, sums)
         if (self._unverified or self._unsaid) and bool(valid.any()):
             rows: Int[Tensor, " some"] = valid.nonzero().squeeze(1)
             rows = rows[: min(VERIFIED_ROWS, micro_batch or VERIFIED_ROWS)]
@@ -75,8 +75,8 @@ class Checks:
             if self._unverified:
                 self._verify(some)
 
-    def _doubt(self, present: Tensor, products: Products) -> None:
-        found = doubts(present, products.gram, products.alignment, products.target_square, products.precision)
+    def _doubt(self, present: Tensor, sums: Sums) -> None:
+        found = doubts(present, sums.gram, sums.alignment, sums.target_square, sums.precision)
         if found is not None:
             self._doubted = True
             log.warning(

@@ -18,6 +18,7 @@ from winnow.lm.layout import Batch
 from winnow.products.mode import STORED_NUMBERS
 from winnow.products.parcel import Parcel, Tau
 from winnow.products.products import Products
+from winnow.products.sums import Sums
 from winnow.scorer.scope import Scope
 from winnow.scorer.target import TargetNotFinite
 from winnow.signals import Needs
@@ -25,7 +26,7 @@ from winnow.signals import Needs
 
 def score_in_pieces(
     scope: Scope, pool: Batch, target: TargetBatch | None, needs: Needs, micro_batch: int
-) -> tuple[Float[Tensor, " pool"], Products]:
+) -> tuple[Float[Tensor, " pool"], Sums]:
     """The same as a pool at once, a piece of it at a time.
 
     Args:
@@ -70,8 +71,7 @@ def score_in_pieces(
     losses = torch.cat(found)
     if products is None:
         products = Products(needs, size, losses.dtype, device, scope.mode)
-    products.finish()
-    return losses, products
+    return losses, products.finish()
 
 
 def preconditioners(

@@ -12,7 +12,7 @@ from winnow.gradients.backward import backward_through
 from winnow.lm.batch import TargetBatch
 from winnow.lm.layout import Batch
 from winnow.products.cost import Work
-from winnow.products.products import Products
+from winnow.products.sums import Sums
 from winnow.scorer.held import HeldFactors
 from winnow.scorer.pieces import score_in_pieces
 from winnow.scorer.scope import Scope
@@ -84,7 +84,7 @@ class PoolPass:
         *,
         hvp: Mapping[str, Tensor] | None = None,
         held: HeldFactors | None = None,
-    ) -> tuple[Float[Tensor, " pool"], Products]:
+    ) -> tuple[Float[Tensor, " pool"], Sums]:
         """Score a pool.
 
         Args:
@@ -112,12 +112,11 @@ class PoolPass:
         hold = held is not None and self.scope.mode.mode == "sketch"
         losses = backward_through(self.scope.forward, wanted, visit.batch, visit.add, counts=visit.counts, hold=hold)
         losses = losses[: visit.size]
-        products = visit.sums(losses.dtype)
-        products.finish()
-        valid, b = losses.isfinite(), products.alignment if target is not None else None
+        sums = visit.taken(losses.dtype).finish()
+        valid, b = losses.isfinite(), sums.alignment if target is not None else None
         if b is not None and bool(valid.any()) and not bool(b[valid].isfinite().any()):
             raise TargetNotFinite("the target gradient is not finite")
-        return losses, products
+        return losses, sums
 
 
 def signals_of(
@@ -125,7 +124,7 @@ def signals_of(
     losses: Float[Tensor, " pool"],
     tokens: Int[Tensor, " pool"],
     valid: Bool[Tensor, " pool"],
-    products: Products,
+    sums: Sums,
 ) -> Signals:
     """What was summed, as a selector gets it.
 
@@ -134,7 +133,7 @@ def signals_of(
         losses: of the candidates.
         tokens: response tokens of each.
         valid: which may be chosen.
-        products: K, b and norms.
+        sums: K, b and norms.
 
     Returns:
         The signals, zero in rows (and columns of K) of candidates that are not valid.
@@ -143,15 +142,15 @@ def signals_of(
     def of(values: Tensor | None) -> Tensor | None:
         return None if values is None else torch.where(valid, values, 0)
 
-    gram, squares = products.gram, products.task_squares
+    gram, squares = sums.gram, sums.task_squares
     return Signals(
         valid=valid,
         tokens=tokens,
         losses=losses if needs.losses else None,
-        alignment=of(products.alignment),
+        alignment=of(sums.alignment),
         gram=None if gram is None else torch.where(valid[:, None] & valid, gram, 0),
-        norms=of(products.norms),
-        curvature=of(products.curvature),
-        task_alignment=of(products.task_alignment),
+        norms=of(sums.norms),
+        curvature=of(sums.curvature),
+        task_alignment=of(sums.task_alignment),
         task_norms=None if squares is None else squares.sqrt(),
     )

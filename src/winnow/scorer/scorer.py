@@ -263,11 +263,11 @@ class Scorer:
             hvp = scored_curvature(self._pass.scope.forward, self.parameters, pool, tokens > 0, target)
         used = target if due else None
         try:
-            losses, products = self._pass(pool, used, needs, hvp=hvp, held=self._update.held)
+            losses, sums = self._pass(pool, used, needs, hvp=hvp, held=self._update.held)
         except TargetNotFinite as error:
             self._give_up_target(error)
             used = None
-            losses, products = self._pass(pool, used, needs, hvp=hvp, held=self._update.held)
+            losses, sums = self._pass(pool, used, needs, hvp=hvp, held=self._update.held)
         except CaptureError as error:
             self.target.discard()
             if self._update.held is not None and self.update == "auto":
@@ -280,11 +280,11 @@ class Scorer:
         elif needs.target:
             self.target.reuse()
         present = (tokens > 0) & losses.isfinite()
-        valid = present & products.finite()
-        self._checks(pool, used, present, valid, products)
+        valid = present & sums.finite()
+        self._checks(pool, used, present, valid, sums)
         if self._update.held is not None:
             self._update.held.valid = valid
-        return signals_of(needs, losses, tokens, valid, products)
+        return signals_of(needs, losses, tokens, valid, sums)
 
     def _give_up_target(self, error: TargetNotFinite) -> None:
         """Fall back on the stored target gradient, or raise where there is none to fall back on."""

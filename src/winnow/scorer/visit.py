@@ -93,7 +93,7 @@ class Visit:
             self.scope.parameters[name], name, lambda: candidates.combine(self.share)
         )
         tau = self._tau(name, candidates, factor) if self.needs.target else None
-        self.sums(factor.dtype).add(
+        self.taken(factor.dtype).add(
             Parcel(
                 name,
                 candidates,
@@ -106,7 +106,7 @@ class Visit:
             )
         )
 
-    def sums(self, dtype: torch.dtype) -> Products:
+    def taken(self, dtype: torch.dtype) -> Products:
         """The products so far.
 
         Args:
