@@ -58,6 +58,7 @@ CASES = [
     ),
     Case("full", selectors.Full, NOTHING, keeps="all"),
     Case("random", selectors.Random, NOTHING, draws=True),
+    Case("gate_only", selectors.GateOnly, NOTHING),
     Case("max_loss", selectors.MaxLoss, FORWARD),
     Case("grad_norm", selectors.GradNorm, GRADIENTS),
     Case("grad_norm", selectors.GradNorm, GRADIENTS, ({"sampling": "importance"},), keeps="up to k", draws=True),
@@ -112,6 +113,7 @@ class Pool:
     hidden: Tensor
     nuclear: Tensor
     reference: Tensor
+    predicted: Tensor
     meta: dict[str, list[str]]
     anchors: Tensor
     share: Tensor
@@ -139,6 +141,7 @@ class Pool:
             hidden=normal(size, 6) + 1,
             nuclear=normal(size).exp(),
             reference=normal(size).exp(),
+            predicted=normal(size),
             meta={
                 "id": [f"example-{at}" for at in range(size)],
                 "source": [("dolly", "flan", "flan", "cot", "flan", "cot")[at % 6] for at in range(size)],
@@ -153,7 +156,7 @@ class Pool:
 
     def spoil(self, rows: Any, value: float) -> None:
         """Make everything that scoring says of some candidates a number that is not finite."""
-        for held in (self.gradients, self.losses, self.hidden, self.nuclear, self.reference):
+        for held in (self.gradients, self.losses, self.hidden, self.nuclear, self.reference, self.predicted):
             held[rows] = value
 
     def __len__(self) -> int:
@@ -162,7 +165,7 @@ class Pool:
     def __getitem__(self, index: Any) -> "Pool":
         """The candidates at some positions, in that order."""
         index = torch.as_tensor(index)
-        fields = ("gradients", "losses", "valid", "hidden", "nuclear", "reference")
+        fields = ("gradients", "losses", "valid", "hidden", "nuclear", "reference", "predicted")
         chosen = {name: getattr(self, name)[index] for name in fields}
         meta = {name: [words[at] for at in index.tolist()] for name, words in self.meta.items()}
         return replace(self, **chosen, meta=meta)
@@ -172,6 +175,11 @@ class Pool:
         target = self.target - self.momentum if momentum else self.target
         kernel = (self.gradients * self.diagonal**gram) @ self.gradients.T
         return kernel, self.gradients @ (self.diagonal**alignment * target)
+
+    def _length(self, needs: Needs) -> Tensor:
+        """sqrt(tau^T P^(2a-p) tau), so that b_i / (||u_i|| times it) is a cosine."""
+        power = 2 * (needs.alignment or 0) - ((needs.norms if needs.gram is None else needs.gram) or 0)
+        return (self.target.square() * self.diagonal**power).sum().sqrt()
 
     def signals(self, needs: Needs, dtype: torch.dtype = torch.float64) -> Signals:
         """What was asked for, and nothing else."""
@@ -186,6 +194,7 @@ class Pool:
             alignment=None if needs.alignment is None else alignment.to(dtype),
             gram=None if needs.gram is None else kernel.to(dtype),
             norms=None if needs.norms is None else norms.to(dtype),
+            target_norm=self._length(needs).to(dtype) if needs.target_norm else None,
             task_alignment=by_task.to(dtype) if needs.per_task else None,
             task_norms=self.tasks.norm(dim=1).to(dtype) if needs.per_task else None,
             curvature=(self.gradients @ self.hessian @ total).to(dtype) if needs.curvature else None,
@@ -194,5 +203,6 @@ class Pool:
             target_share=self.share if needs.target_hidden else None,
             nuclear=self.nuclear.to(dtype) if needs.nuclear else None,
             reference=self.reference.to(dtype) if needs.reference else None,
+            predicted=self.predicted.to(dtype) if needs.predicted else None,
             meta={name: self.meta[name] for name in needs.meta},
         )

@@ -116,6 +116,7 @@ def described(needs: Needs) -> str:
 
     words = ["losses"] if needs.losses else []
     words += ["reference losses"] if needs.reference else []
+    words += ["the gate's predictions"] if needs.predicted else []
     if needs.alignment is not None:
         words.append(f"{'alignment by task' if needs.per_task else 'alignment'} ({power(needs.alignment)})")
     words += [f"gram ({power(needs.gram)})"] if needs.gram is not None else []

@@ -28,6 +28,8 @@ class Needs:
         alignment: a in b_i = <g_i, P^a tau>, tau the target gradient.
         gram: p in K_ij = <g_i, P^p g_j>.
         norms: p in ||P^(p/2) g_i||; cheaper than ``gram`` where only its diagonal is used.
+        target_norm: the length of tau that belongs to ``gram``, or to ``norms`` where there is none: with it, b_i over
+            both lengths is a cosine.
         momentum: subtract from tau what the optimizer's momentum already brings.
         per_task: alignment with the gradient of every target task, and the raw norms of those gradients.
         curvature: <g_i, H sum_j g_j>, H the Hessian of the target loss, raw.
@@ -37,6 +39,7 @@ class Needs:
         target_hidden: the same of the target batch.
         nuclear: nuclear norm of each candidate's logits at its response positions.
         reference: losses under the reference model (scoring.reference).
+        predicted: what a gate in front of the pool predicts of each candidate.
         meta: facts to be given, of ``META``.
 
     Raises:
@@ -47,6 +50,7 @@ class Needs:
     alignment: int | None = None
     gram: int | None = None
     norms: int | None = None
+    target_norm: bool = False
     momentum: bool = False
     per_task: bool = False
     curvature: bool = False
@@ -56,6 +60,7 @@ class Needs:
     target_hidden: bool = False
     nuclear: bool = False
     reference: bool = False
+    predicted: bool = False
     meta: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,6 +78,8 @@ class Needs:
             raise ValueError(f"Needs.meta names facts of {', '.join(META)}; got {self.meta!r}")
         if self.backward and self.states:
             raise ValueError("hidden states and nuclear norms come from a forward alone: ask for no gradients beside")
+        if self.target_norm and (self.alignment is None or (self.gram is None and self.norms is None)):
+            raise ValueError("Needs.target_norm goes with Needs.alignment and Needs.gram or Needs.norms")
         if self.curvature and self.alignment is None:
             raise ValueError("Needs.curvature is the second order of Needs.alignment, which is None")
         if self.sketch is not None:
@@ -127,6 +134,7 @@ class Signals:
         alignment: b, the first-order utility of each candidate.
         gram: K, the inner products of the candidates.
         norms: the gradient norms.
+        target_norm: length of the target's gradient, of which |b_i| <= ||u_i|| times it; NaN where it is not known.
         task_alignment: alignment with every target task's own gradient.
         task_norms: norms of the tasks' gradients, raw.
         curvature: <g_i, H sum_j g_j> over the valid candidates j.
@@ -135,6 +143,7 @@ class Signals:
         target_share: share of every target example in the target, summing to one; with ``target_hidden``.
         nuclear: nuclear norms of the logits, before any scale or cap the model puts on them.
         reference: losses under the reference model.
+        predicted: by the gate, before the pool was scored.
         meta: the facts asked for, a word per candidate; empty words where there is none.
     """
 
@@ -144,6 +153,7 @@ class Signals:
     alignment: Float[Tensor, " pool"] | None = field(default=None, metadata=BY_CANDIDATE)
     gram: Float[Tensor, "pool pool"] | None = field(default=None, metadata=OF_ONE_POOL)
     norms: Float[Tensor, " pool"] | None = field(default=None, metadata=BY_CANDIDATE)
+    target_norm: Float[Tensor, ""] | None = field(default=None, metadata=OF_THE_TARGET)
     task_alignment: Float[Tensor, "tasks pool"] | None = field(default=None, metadata={"axis": 1})
     task_norms: Float[Tensor, " tasks"] | None = field(default=None, metadata=OF_THE_TARGET)
     curvature: Float[Tensor, " pool"] | None = field(default=None, metadata=OF_ONE_POOL)
@@ -152,6 +162,7 @@ class Signals:
     target_share: Float[Tensor, " target"] | None = field(default=None, metadata=OF_THE_TARGET)
     nuclear: Float[Tensor, " pool"] | None = field(default=None, metadata=BY_CANDIDATE)
     reference: Float[Tensor, " pool"] | None = field(default=None, metadata=BY_CANDIDATE)
+    predicted: Float[Tensor, " pool"] | None = field(default=None, metadata=BY_CANDIDATE)
     meta: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod

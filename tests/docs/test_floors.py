@@ -18,7 +18,7 @@ FLOORS = [
     ["products", "data"],
     ["models"],
     ["scorer", "evaluation"],
-    ["selectors"],
+    ["selectors", "gates"],
     [""],
     ["offline", "report", "tracking"],
     ["training", "callbacks"],

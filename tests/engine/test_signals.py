@@ -11,7 +11,16 @@ from tests.cases import Pool
 from winnow.signals import Needs, Signals
 
 EVERYTHING = (
-    Needs(losses=True, alignment=1, norms=2, per_task=True, reference=True, meta=("id", "group")),
+    Needs(
+        losses=True,
+        alignment=1,
+        norms=2,
+        target_norm=True,
+        per_task=True,
+        reference=True,
+        predicted=True,
+        meta=("id", "group"),
+    ),
     Needs(losses=True, hidden="mean", target_hidden=True, nuclear=True),
 )
 

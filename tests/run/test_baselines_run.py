@@ -64,6 +64,8 @@ def arguments(name: str, shared: Path) -> list[str]:
         given.append(f"selector.filter_size={KEPT}")
     if name == "replay":
         given.append(f"selector.ledger={shared / 'recorded'}")
+    if name == "gate_only":
+        given.append("gate=ngrams")
     if name == "rho_loss":
         given.append(f"scoring.reference={shared / 'reference.csv'}")
     return given
@@ -85,7 +87,8 @@ def test_it_trains_the_default_model_at_its_budget(name: str, shared: Path, tmp_
     assert summary["name"] == name
     budget, ledger = summary["budget"], pq.read_table(tmp_path / "run" / "ledger.parquet").to_pandas()
     kept = ledger[ledger["kept"]]
-    assert len(ledger) == budget["examples_seen"] == STEPS * POOL
+    assert len(ledger) == budget["examples_drawn"] == STEPS * POOL * (4 if name == "gate_only" else 1)
+    assert ledger["passed"].sum() == budget["examples_seen"] == STEPS * POOL
     assert len(kept) == budget["examples_trained"]
     by_step = kept.groupby("step").size().reindex(range(STEPS), fill_value=0).tolist()
     if name in WHOLE_POOL:
@@ -95,7 +98,8 @@ def test_it_trains_the_default_model_at_its_budget(name: str, shared: Path, tmp_
     else:
         assert by_step == [KEPT] * STEPS
     needs = build(compose(*arguments(name, shared)).selector).needs
-    assert budget["examples_target"] == (2 * STEPS if needs.target else 0)
+    asked = needs.target or name == "gate_only"  # which the gate in front of it learns from
+    assert budget["examples_target"] == (2 * STEPS if asked else 0)
 
 
 def test_opus_takes_the_updates_of_muon(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,21 @@ def test_a_checkpoint_of_an_earlier_layout_has_the_keys_of_todays(monkeypatch: p
         for folder in (BEFORE / "0-filter_weight", Path("now"))
     )
     assert old.pop("callbacks").keys() == new.pop("callbacks").keys()
-    assert keys(old) == keys(new)
+    assert not missing(keys(old), keys(new))
+    added = {"intake"} | {name for name in new["winnow"]["budget"] if name not in old["winnow"]["budget"]}
+    assert set(missing(keys(new), keys(old))) == added
+    assert all(name.startswith(("flops_", "tokens_", "seconds_")) for name in added - {"intake", *COUNTED_NOW})
+
+
+COUNTED_NOW = ("examples_drawn", "steps_scored")
+
+
+def missing(some: Any, others: Any) -> list[str]:
+    """Names that the others lack, at whatever depth."""
+    if not isinstance(some, dict):
+        return []
+    found = [name for name in some if name not in (others or {})]
+    return found + [name for key in some if key not in found for name in missing(some[key], others[key])]
 
 
 def keys(value: object) -> object:

@@ -26,6 +26,7 @@ from winnow.records.status import Status
 from winnow.records.strict_json import write_json
 from winnow.report.composition import composition
 from winnow.report.ledger import summarise
+from winnow.scorer.flops import Flops
 from winnow.selection import Selection
 from winnow.training.budget import Budget
 
@@ -244,12 +245,16 @@ def test_a_history_that_is_not_resumed_replaces_an_old_one(tmp_path: Path) -> No
 
 def test_budget_counts_and_survives_its_state() -> None:
     budget = Budget()
-    budget.step(examples=8, tokens=80, kept=3, kept_tokens=30, updated=True, target=4, excluded=1, truncated=2)
-    budget.step(examples=8, tokens=70, kept=0, kept_tokens=0, updated=False, target=4, excluded=8, truncated=0)
+    more = {"examples": 8, "truncated": 0, "drawn": 8, "scored": 1}
+    first = {"tokens": 80, "kept": 3, "kept_tokens": 30, "target": 4, "excluded": 1}
+    budget.step(**more | first | {"drawn": 32, "truncated": 2}, updated=True)
+    second = {"tokens": 70, "kept": 0, "kept_tokens": 0, "target": 4, "excluded": 8}
+    budget.step(**more | second | {"scored": 0}, updated=False)
     restored = Budget()
     restored.load_state_dict(json.loads(json.dumps(budget.state_dict())))
     assert restored.state_dict() == budget.state_dict()
-    restored.step(examples=8, tokens=10, kept=1, kept_tokens=5, updated=True, target=0, excluded=0, truncated=0)
+    third = {"tokens": 10, "kept": 1, "kept_tokens": 5, "target": 0, "excluded": 0}
+    restored.step(**more | third, updated=True)
     assert {name: value for name, value in restored.metrics().items() if name.startswith("budget/")} == {
         "budget/steps": 3,
         "budget/updates": 2,
@@ -260,17 +265,26 @@ def test_budget_counts_and_survives_its_state() -> None:
         "budget/examples_target": 8,
         "budget/examples_excluded": 9,
         "budget/examples_truncated": 2,
+        "budget/examples_drawn": 48,
+        "budget/steps_scored": 2,
+        "budget/tokens_forwarded": 0,
+        "budget/tokens_backwarded": 0,
+        "budget/flops": 0,
+        **dict.fromkeys((f"budget/flops_{part}" for part in (*vars(Flops()), "evaluation")), 0),
     }
 
 
 def test_budget_times_steps_and_the_selecting_in_them() -> None:
     budget = Budget()
-    counts = {"examples": 1, "tokens": 50, "kept": 1, "kept_tokens": 1, "target": 0, "excluded": 0, "truncated": 0}
+    counts = {
+        "examples": 1, "tokens": 50, "kept": 1, "kept_tokens": 1, "target": 0, "excluded": 0, "truncated": 0,
+        "drawn": 1, "scored": 1,
+    }  # fmt: skip
     begun = perf_counter()
     budget.start()
     while perf_counter() - begun < 0.02:
         pass
-    budget.selected()
+    budget.lap("selecting")
     budget.step(**counts, updated=True)
     took = perf_counter() - begun
     assert 0.02 <= budget.seconds_selecting <= budget.seconds <= took

@@ -183,9 +183,9 @@ def test_several_targets_are_averaged_and_shown(tmp_path: Path) -> None:
 
 
 def test_the_curve_is_the_mean_over_seeds_of_metrics_csv(folders: list[Path]) -> None:
-    curve = _over_seeds([load(folder) for folder in folders[:3]])
+    curve = _over_seeds([load(folder) for folder in folders[:3]], "examples")
     np.testing.assert_allclose(curve["nll"], np.mean(NLLS["random"]) + np.array([1.0, 0.5, 0.0]))
-    assert list(curve["examples"]) == [4.0, 8.0, 12.0]
+    assert list(curve["cost"]) == [4.0, 8.0, 12.0]
     np.testing.assert_allclose(curve["high"] - curve["low"], 0.3)
 
 

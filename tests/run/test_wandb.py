@@ -177,11 +177,14 @@ def test_histograms_count_every_value_once(world: tuple[list[Any], Offline]) -> 
         assert row["kept/weight"]["bins"][-1] == pytest.approx(highest, rel=1e-5)
 
 
+AXES = ("examples_trained", "tokens_trained", "examples_seen", "flops", "tokens_forwarded")
+
+
 def test_every_curve_has_our_counter_as_its_axis_and_every_row_all_counters(
     world: tuple[list[Any], Offline],
 ) -> None:
     _, found = world
-    counters = {"budget/examples_trained", "budget/tokens_trained", "budget/examples_seen", "time/seconds"}
+    counters = {"time/seconds", *(f"budget/{name}" for name in AXES)}
     drawn = {name for row in found.rows for name in row if not name.startswith(("_", "trainer/")) and name != "epoch"}
     drawn -= {*counters, "kept/examples"}
     assert {"train/loss", "target/val_nll", "kept_share/source/sums", "select/kept", "kept/weight"} <= drawn

@@ -70,6 +70,7 @@ class Records(Callback):
                 selection=record.selection,
                 task_alignment=record.signals.task_alignment,
                 valid=record.signals.valid,
+                gated=record.gated,
             )
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:

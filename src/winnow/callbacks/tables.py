@@ -16,7 +16,14 @@ from winnow.tracking import forgiving, is_lost
 
 COLUMNS = ("step", "id", "source", "weight", "alignment", "loss", "prompt", "response")
 KINDS = ("source", "group", "noise")
-COUNTERS = ("budget/examples_trained", "budget/tokens_trained", "budget/examples_seen", "time/seconds")
+COUNTERS = (
+    "budget/examples_trained",
+    "budget/tokens_trained",
+    "budget/examples_seen",
+    "budget/flops",
+    "budget/tokens_forwarded",
+    "time/seconds",
+)
 
 
 class WandbTables(Callback):

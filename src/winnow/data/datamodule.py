@@ -15,7 +15,7 @@ from winnow.data.encode import collate, encode
 from winnow.data.example import Corpus, Target
 from winnow.data.lengths import fit_targets
 from winnow.data.reach import check_references_fit, check_stream_fits
-from winnow.data.steps import StepData, StepSampler
+from winnow.data.steps import Raw, StepData, StepSampler
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class SelectionDataModule(lightning.LightningDataModule):
         val_batch_size: examples per batch when the target NLL is measured.
         val_limit: examples per target whose NLL is watched during training; None for all.
         target_order: ``shared`` (every target in every target batch) | ``round_robin`` (one target per step).
+        raw: candidates in front of a gate, ``data.draw_size`` of them a step; None for no gate.
 
     Raises:
         ValueError: a size is not positive, a target split is empty, it or the stream has no response token within
@@ -54,6 +55,7 @@ class SelectionDataModule(lightning.LightningDataModule):
         val_batch_size: int = 32,
         val_limit: int | None = None,
         target_order: str = "shared",
+        raw: Raw | None = None,
     ) -> None:
         super().__init__()
         if val_limit is not None and val_limit < 1:
@@ -71,9 +73,10 @@ class SelectionDataModule(lightning.LightningDataModule):
         for target in corpus.targets:
             if not len(target.val) or not len(target.test):
                 raise ValueError(f"target {target.name!r} has an empty val or test split (data.corpus)")
-        size = corpus.stream.size
-        if size is not None and size < pool_size:
-            raise ValueError(f"the stream holds {size} examples, fewer than one pool (data.pool_size={pool_size})")
+        size, needed = corpus.stream.size, pool_size if raw is None else raw.size
+        if size is not None and size < needed:
+            asked = f"pool (data.pool_size={needed})" if raw is None else f"draw (data.draw_size={needed})"
+            raise ValueError(f"the stream holds {size} examples, fewer than one {asked}")
         corpus = replace(corpus, targets=fit_targets(corpus.targets, tokenizer, max_length))
         if not packing:
             check_stream_fits(corpus.stream, tokenizer, max_length, seed)
@@ -81,7 +84,9 @@ class SelectionDataModule(lightning.LightningDataModule):
         self.corpus, self.tokenizer = corpus, tokenizer
         self.num_workers, self.max_length = num_workers, max_length
         self.val_batch_size, self.val_limit = val_batch_size, val_limit
-        self.steps = StepData(corpus, tokenizer, pool_size, target_batch_size, max_length, seed, packing, target_order)
+        self.steps = StepData(
+            corpus, tokenizer, pool_size, target_batch_size, max_length, seed, packing, target_order, raw
+        )
         for target, rows in zip(corpus.targets, self.steps.rows, strict=True):
             if rows > len(target.val):
                 log.warning(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from winnow.data.encode import Encoded, collate, describe, encode, pad_token_id
-from winnow.data.example import Corpus, Stream
+from winnow.data.example import Corpus, Example, Stream
 from winnow.data.pack import Packed
 
 TARGET_ORDERS = ("shared", "round_robin")
@@ -21,6 +23,52 @@ TARGET_ORDERS = ("shared", "round_robin")
 @lru_cache(maxsize=16)
 def _permutation(size: int, *key: int) -> np.ndarray:
     return np.random.default_rng(key).permutation(size)
+
+
+class Drawn:
+    """The raw candidates of a step and what a gate makes of them.
+
+    It is no container that a loader or Lightning would take apart to move what is in it.
+
+    Args:
+        examples: the raw candidates.
+        seen: what the gate sees of them.
+        seconds: it took to see that.
+    """
+
+    def __init__(self, examples: Sequence[Example], seen: Any, seconds: float = 0.0) -> None:
+        self.examples, self.seen, self.seconds = examples, seen, seconds
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Raw candidates in front of a gate, which passes a pool of them on.
+
+    Args:
+        size: how many a step; a multiple of the pool's size.
+        look: what the gate sees of them, computed where they are loaded.
+    """
+
+    size: int
+    look: Callable[[Sequence[Example]], Any]
+
+    def check(self, pool_size: int, packing: bool) -> None:
+        """Refuse a draw that no pool can be passed on from.
+
+        Args:
+            pool_size: candidates passed on, B.
+            packing: whether documents are joined into rows.
+
+        Raises:
+            ValueError: it is not a multiple of the pool, or there are no examples to choose among.
+        """
+        if packing:
+            raise ValueError("a gate chooses among examples, and data.packing joins them into rows: set gate=none")
+        if self.size < pool_size or self.size % pool_size:
+            raise ValueError(
+                f"data.draw_size={self.size} must be a multiple of data.pool_size={pool_size}: so many raw candidates "
+                "come for every pool"
+            )
 
 
 class StepSampler(Sampler[tuple[int, int]]):
@@ -68,9 +116,10 @@ class StepData(Dataset):
         seed: decides the order of stream and targets.
         packing: join documents into rows of ``max_length`` tokens (pre-training).
         target_order: ``shared`` | ``round_robin``.
+        raw: candidates in front of a gate; None for pools as they come.
 
     Raises:
-        ValueError: ``target_order`` is neither.
+        ValueError: ``target_order`` is neither, or ``raw`` does not go with the pools.
     """
 
     def __init__(
@@ -83,13 +132,17 @@ class StepData(Dataset):
         seed: int,
         packing: bool = False,
         target_order: str = "shared",
+        raw: Raw | None = None,
     ) -> None:
+        if raw is not None:
+            raw.check(pool_size, packing)
         if target_order not in TARGET_ORDERS:
             raise ValueError(f"data.target_order must be one of {', '.join(TARGET_ORDERS)}; got {target_order!r}")
         self.stream: Stream = corpus.stream
         self.targets = list(corpus.targets)
         self.tokenizer, self.max_length, self.seed = tokenizer, max_length, seed
-        self.pool_size = pool_size
+        self.raw, self.pool_size = raw, pool_size
+        self.draw_size = pool_size if raw is None else raw.size
         weights = [target.weight for target in self.targets]
         self.turns = Turns(weights) if target_order == "round_robin" and weights else None
         self.rows = (
@@ -97,7 +150,7 @@ class StepData(Dataset):
         )
         self.packed = Packed(corpus.stream, tokenizer, max_length) if packing else None
         self.pad = pad_token_id(tokenizer)
-        self.steps = None if corpus.stream.size is None else corpus.stream.size // pool_size
+        self.steps = None if corpus.stream.size is None else corpus.stream.size // self.draw_size
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """Pool and target batch of (epoch, step).
@@ -106,28 +159,45 @@ class StepData(Dataset):
             key: epoch and step within it.
 
         Returns:
-            ``pool`` and ``target`` token batches, ``meta`` lists for the records, ``truncated`` rows.
+            ``pool`` and ``target`` token batches, ``meta`` lists for the records, ``truncated`` rows; behind a gate
+            ``draw``, a :class:`Drawn`, in place of all but the target.
         """
         epoch, step = key
         positions = self._positions(epoch, step)
-        if self.packed is not None:
-            drawn = [self.packed[int(position)] for position in positions]
-        else:
+        batch: dict[str, Any] = {"key": (epoch, step)}
+        if self.raw is not None:
             examples = [self.stream[int(position)] for position in positions]
-            drawn = [(example, encode(example, self.tokenizer, self.max_length)) for example in examples]
-        pool = [row for _, row in drawn]
-        batch: dict[str, Any] = {
-            "key": (epoch, step),
-            "pool": collate(pool, self.pad),
-            "meta": describe([example for example, _ in drawn]),
-            "truncated": torch.tensor([row.truncated for row in pool]),
-        }
+            started = perf_counter()
+            batch["draw"] = Drawn(examples, self.raw.look(examples), perf_counter() - started)
+        elif self.packed is not None:
+            batch |= self._pool([self.packed[int(position)] for position in positions])
+        else:
+            batch |= self.pool([self.stream[int(position)] for position in positions])
         if self.targets:
             batch["target"] = self.target_batch(epoch * (self.steps or 0) + step)
         return batch
 
+    def pool(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """A pool of examples.
+
+        Args:
+            examples: at least one.
+
+        Returns:
+            ``pool`` token batch, ``meta`` lists for the records, ``truncated`` rows.
+        """
+        return self._pool([(example, encode(example, self.tokenizer, self.max_length)) for example in examples])
+
+    def _pool(self, drawn: Sequence[tuple[Example, Encoded]]) -> dict[str, Any]:
+        rows = [row for _, row in drawn]
+        return {
+            "pool": collate(rows, self.pad),
+            "meta": describe([example for example, _ in drawn]),
+            "truncated": torch.tensor([row.truncated for row in rows]),
+        }
+
     def _positions(self, epoch: int, step: int) -> np.ndarray:
-        positions = np.arange(step * self.pool_size, (step + 1) * self.pool_size)
+        positions = np.arange(step * self.draw_size, (step + 1) * self.draw_size)
         return positions if self.stream.size is None else _permutation(self.stream.size, self.seed, 0, epoch)[positions]
 
     def pool_ids(self) -> Iterator[list[str]]:

@@ -12,6 +12,7 @@ from winnow.gradients.capture import Capture, OnGradient
 from winnow.lm.forward import Forward
 from winnow.lm.layout import Batch, response_tokens, right_padded
 from winnow.lm.packing import Packing
+from winnow.lm.passes import CAPTURED
 
 
 def backward_through(
@@ -59,7 +60,7 @@ def _through(
 ) -> Float[Tensor, " batch"] | None:
     size, tokens = batch["input_ids"].shape
     with torch.enable_grad(), Capture(forward.model, parameters, size, tokens, on_gradient, rows, hold) as capture:
-        losses = forward.losses(batch) if rows is None else rows.losses(forward.model, forward.reduction)
+        losses = forward.losses(batch, CAPTURED) if rows is None else forward.packed_losses(rows, CAPTURED)
         if rows is not None and (
             capture.ambiguous or not bool((losses.isfinite() | (response_tokens(batch) == 0)).all())
         ):

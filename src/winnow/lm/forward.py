@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from winnow.lm.layout import Batch
+from winnow.lm.layout import Batch, right_padded
 from winnow.lm.losses import example_losses
 from winnow.lm.packing import Packing, check, needs_one_row, pack
+from winnow.lm.passes import Pass
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ class Forward:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum' (scoring.reduction), got {reduction!r}")
         self.model, self.reduction, self.packed = model, reduction, packed
+        self.passes: list[Pass] = []
+        """What went through the model since the list was last cleared."""
         self._unchecked = packed
         self._padded_tokens = self._packed_tokens = 0
 
@@ -39,16 +42,33 @@ class Forward:
         """Cells of the rows laid so far, over those of the same batches padded; None where nothing is laid in rows."""
         return self._packed_tokens / self._padded_tokens if self._padded_tokens else None
 
-    def losses(self, batch: Batch) -> Float[Tensor, " batch"]:
-        """Losses of a padded batch.
+    def losses(self, batch: Batch, kind: str | None = None) -> Float[Tensor, " batch"]:
+        """Losses of a batch in rows of padding.
 
         Args:
-            batch: the examples.
+            batch: the examples, padded wherever.
+            kind: of the pass, as :class:`winnow.lm.passes.Pass` has it.
 
         Returns:
             See :func:`winnow.lm.losses.example_losses`.
         """
+        batch = right_padded(batch)
+        self.passes.append(Pass.of(batch, kind))
         return example_losses(self.model, batch, self.reduction)
+
+    def packed_losses(self, rows: Packing, kind: str) -> Float[Tensor, " batch"]:
+        """Losses of a batch laid in rows.
+
+        Args:
+            rows: from :meth:`rows`.
+            kind: of the pass.
+
+        Returns:
+            See :meth:`winnow.lm.packing.Packing.losses`.
+        """
+        height, length = rows.input_ids.shape
+        self.passes.append(Pass(kind, height, length, len(rows.columns), int((rows.place >= 0).sum())))
+        return rows.losses(self.model, self.reduction)
 
     def rows(self, batch: Batch) -> Packing | None:
         """Lay a batch in rows, if that is asked for and saves anything; the first time, compare the losses.
@@ -71,7 +91,11 @@ class Forward:
             return None
         if self._unchecked:
             with torch.no_grad():
-                check(self.model, self.losses(batch), rows.losses(self.model, self.reduction))
+                check(
+                    self.model,
+                    example_losses(self.model, batch, self.reduction),
+                    rows.losses(self.model, self.reduction),
+                )
             self._unchecked = False
             log.info("scoring.pack: rows of %d tokens in place of %d padded", rows.input_ids.numel(), padded)
         self._padded_tokens += padded

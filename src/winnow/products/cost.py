@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from winnow.gradients.factors.base import Factor
+from winnow.signals import Needs
 
 
 def form_cost(size: int, length: int, rows: int, columns: int, alignment: bool) -> float:
@@ -89,25 +90,47 @@ class Work:
         self.multiplications = 0.0
         self.others = 0
 
-    def note(self, kind: str, factor: Factor, targets: int) -> None:
+    def note(
+        self,
+        kind: str,
+        factor: Factor,
+        targets: int,
+        needs: Needs = Needs(gram=0, alignment=0),  # noqa: B008 - it is frozen
+        aligned: bool = True,
+    ) -> None:
         """Count a parameter.
 
         Args:
-            kind: ``formed`` | ``token products`` | ``sketched``.
+            kind: how K was taken: ``formed`` | ``token products`` | ``sketched``.
             factor: gradients of the candidates.
             targets: target examples whose gradient was taken.
+            needs: what was taken of them.
+            aligned: whether b came with K.
         """
+        size, numbers, forming = len(factor), self._reached(factor), factor.forming
         if factor.length is None:
             self.others += 1
+        else:
+            self.kinds[kind] += 1
+        apart = needs.alignment is not None and not (aligned and needs.gram is not None)
+        if kind == "sketched" and factor.length is not None and needs.gram is not None:
+            rows, columns = factor.shape
+            self.multiplications += sketch_cost(size + targets, factor.length, rows, columns, self.dim)
             return
-        self.kinds[kind] += 1
-        size, length = len(factor), factor.length
-        rows, columns = factor.shape
-        if kind == "sketched":
-            self.multiplications += sketch_cost(size + targets, length, rows, columns, self.dim)
-            return
-        cost = token_cost if kind == "token products" else form_cost
-        self.multiplications += cost(size, length, rows, columns, True) + float(targets * length * rows * columns)
+        if needs.gram is not None and kind == "token products" and factor.length is not None:
+            self.multiplications += token_cost(size, factor.length, factor.shape[0], factor.shape[1], False)
+        elif needs.gram is not None:
+            self.multiplications += forming + size * size * numbers + (0 if apart else size * numbers)
+        if apart:
+            self.multiplications += factor.combining or size * numbers
+        if needs.norms is not None:
+            self.multiplications += forming
+        self.multiplications += targets * factor.combining / max(size, 1)
+
+    def _reached(self, factor: Factor) -> float:
+        """Numbers of a formed gradient, rows that no example touches left out."""
+        rows = factor.support()
+        return float(factor.shape.numel() if rows is None else len(rows) * factor.shape[1:].numel())
 
     def describe(self, model: nn.Module, tokens: int) -> str:
         """One line for the log.

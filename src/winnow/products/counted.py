@@ -11,6 +11,7 @@ from winnow.products.mode import Mode
 from winnow.products.parcel import Parcel
 from winnow.products.sums import Sums
 from winnow.products.way import Way
+from winnow.signals import Needs
 
 
 class Counted(Way):
@@ -39,7 +40,7 @@ class Counted(Way):
         """
         kind, _ = self.gram(parcel)
         if self.work is not None:
-            self.work.note(kind, parcel.factor, parcel.targets)
+            self.work.note(kind, parcel.factor, parcel.targets, Needs(norms=0))
 
     def gram(self, parcel: Parcel) -> tuple[str, bool]:
         """Add a parameter's coordinates to the sketches of candidates and target.

@@ -48,7 +48,7 @@ class Products:
         if needs.sketch is not None:
             self.way = Counted(self.sums, mode, work)
         elif store is not None:
-            self.way = Stored(self.sums, mode, sketches=store == "sketches")
+            self.way = Stored(self.sums, mode, store == "sketches", work)
         else:
             self.way = (Sketched if mode.mode == "sketch" else Formed)(self.sums, mode, work)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 from torch import Tensor
 
+from winnow.products.cost import Work
 from winnow.products.mode import Mode
 from winnow.products.parcel import Parcel
 from winnow.products.sums import Sums
@@ -19,10 +21,13 @@ class Stored(Way):
         sums: what is added to.
         mode: how products are taken.
         sketches: keep sketches of matrices' gradients in place of the gradients.
+        work: counts what was done; None where nobody asks.
     """
 
-    def __init__(self, sums: Sums, mode: Mode, sketches: bool) -> None:
-        super().__init__(sums, mode)
+    def __init__(self, sums: Sums, mode: Mode, sketches: bool, work: Work | None = None) -> None:
+        super().__init__(sums, mode, work)
+        if sums.gram is not None:  # formed on arrival, multiplied at the end
+            self.noted = replace(sums.needs, gram=None, norms=sums.needs.gram)
         self.sketches = sketches
         self._stored: dict[str, list[tuple[slice, Tensor]]] = defaultdict(list)
 
@@ -53,6 +58,8 @@ class Stored(Way):
             for number, (rows, left) in enumerate(pieces):
                 for others, right in pieces[number:]:
                     block = left @ right.T
+                    if self.work is not None:
+                        self.work.multiplications += float(left.numel() * len(right))
                     gram[rows, others] += block
                     if others != rows:
                         gram[others, rows] += block.T

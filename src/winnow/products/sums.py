@@ -28,7 +28,10 @@ class Sums:
         self.gram = None if needs.gram is None else zeros[:, None].repeat(1, size)
         # The diagonal of K serves when it is of the same power.
         self.squares = None if needs.norms is None or needs.norms == needs.gram else zeros.clone()
-        self.target_square = None if self.alignment is None or self.gram is None else zeros.new_zeros(())
+        self.power = needs.norms if needs.gram is None else needs.gram
+        """Of P in K, or in the norms where there is no K."""
+        both = self.alignment is not None and (self.gram is not None or (needs.target_norm and self.power is not None))
+        self.target_square = zeros.new_zeros(()) if both else None
         """tau^2 in the geometry of K, so that b_i^2 <= K_ii tau^2; NaN where K and b are taken of different forms."""
         self.task_alignment = zeros.repeat(tasks, 1) if needs.per_task else None
         self.task_squares = zeros.new_zeros(tasks) if needs.per_task else None

@@ -27,6 +27,8 @@ class Way(ABC):
         self.sums, self.mode, self.work = sums, mode, work
         self.half = (sums.needs.gram or 0) / 2
         """p/2, the power of P that K's gradients carry."""
+        self.noted = sums.needs
+        """What is taken of a parcel when it arrives."""
 
     @abstractmethod
     def gram(self, parcel: Parcel) -> tuple[str, bool]:
@@ -52,7 +54,7 @@ class Way(ABC):
         if self.sums.squares is not None:
             self._norms(parcel)
         if self.work is not None:
-            self.work.note(kind, arrived, parcel.targets)
+            self.work.note(kind, arrived, parcel.targets, self.noted, aligned)
 
     def finish(self) -> None:
         """Take K and b from what was stored on the way."""
@@ -87,8 +89,8 @@ class Way(ABC):
         needs, sums = self.sums.needs, self.sums
         if sums.target_square is None:
             return
-        assert needs.alignment is not None and needs.gram is not None
-        power = 2 * needs.alignment - needs.gram
+        assert needs.alignment is not None and sums.power is not None
+        power = 2 * needs.alignment - sums.power
         sides = {0: (tau, tau), needs.alignment: (tau, direction), 2 * needs.alignment: (direction,) * 2}
         found = sides.get(power)
         sums.target_square += torch.nan if found is None else found[0].flatten() @ found[1].flatten()

@@ -18,7 +18,15 @@ from winnow.records.strict_json import to_json
 log = logging.getLogger(__name__)
 
 RECORDS = ("metrics.csv", "ledger", "ledger.parquet", "summary.json")
-ADDED = {"resume_method": "same"}
+ADDED: dict[str, Any] = {
+    "resume_method": "same",
+    "gate": {},
+    "data.draw_size": None,
+    "scoring.period": 1,
+    "scoring.between": "uniform",
+    **{f"scoring.{name}": None for name in ("max_tokens", "precision", "proxy")},
+    **{f"budget.{name}": None for name in ("flops", "examples", "tokens", "minutes")},
+}
 """Options that runs of earlier versions did not record, as they behaved."""
 
 
@@ -89,7 +97,7 @@ def earlier_job(folder: Path, config: dict[str, Any]) -> dict[str, Any] | str | 
         return None
     if not (folder / "config.json").exists():
         claim(folder, None)
-    changed = differences(ADDED | _read(folder / "config.json"), json.loads(to_json(config)))
+    changed = differences(_read(folder / "config.json"), json.loads(to_json(config)))
     if changed:
         raise FolderInUse(
             f"{folder} holds a job of another configuration: {'; '.join(changed)}. Run the sweep as it began, or "
@@ -124,6 +132,7 @@ def differences(recorded: dict[str, Any], asked: dict[str, Any]) -> list[str]:
         ``key was VALUE, is VALUE`` for each, in order.
     """
     before, after = (dict(flatten(_placeless(one, str(one.get("out"))))) for one in (recorded, asked))
+    before = {key: value for key, value in ADDED.items() if key in after} | before
     return [
         f"{key} was {before.get(key, 'absent')}, is {after.get(key, 'absent')}"
         for key in {**before, **after}
@@ -144,7 +153,7 @@ def changes(ckpt_path: str, config: dict[str, Any]) -> list[str]:
     recorded = Path(ckpt_path).resolve().parent.parent / "config.json"
     if not recorded.is_file():
         return []
-    begun, asked = ADDED | _read(recorded), json.loads(to_json(config))
+    begun, asked = _read(recorded), json.loads(to_json(config))
     return differences(begun | {"ckpt_path": None}, asked | {"ckpt_path": None})
 
 

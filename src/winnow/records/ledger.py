@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from winnow.records.strict_json import replacing
@@ -30,7 +32,30 @@ SCHEMA = pa.schema([
     ("kept", pa.bool_()),
     ("weight", pa.float32()),
     ("valid", pa.bool_()),
+    ("passed", pa.bool_()),
+    ("predicted", pa.float32()),
+    ("at_random", pa.bool_()),
+    ("exact", pa.float32()),
 ])
+
+
+@dataclass(frozen=True)
+class Gated:
+    """What a gate made of a pool's draw, for the records.
+
+    Args:
+        predicted: of the pool's candidates.
+        at_random: which of them were passed on irrespective of that.
+        exact: what was then found, as the gate learns it; NaN for nothing.
+        rejected: ``id``, ``source``, ``group`` and ``noise`` of the candidates that were not passed on.
+        rejected_predicted: of those.
+    """
+
+    predicted: Float[Tensor, " pool"]
+    at_random: Bool[Tensor, " pool"]
+    exact: Float[Tensor, " pool"]
+    rejected: Mapping[str, Sequence[str]]
+    rejected_predicted: Float[Tensor, " rejected"]
 
 
 class Ledger:
@@ -51,7 +76,7 @@ class Ledger:
             raise ValueError(f"a ledger is flushed every 1 or more pools, got {flush_every}")
         self.folder, self.flush_every = Path(folder), flush_every
         self._buffer: list[pa.RecordBatch] = []
-        self._parts = 0
+        self._parts = self._pools = 0
 
     def append(
         self,
@@ -62,8 +87,9 @@ class Ledger:
         selection: Selection,
         task_alignment: Tensor | None = None,
         valid: Tensor | None = None,
+        gated: Gated | None = None,
     ) -> None:
-        """Add the rows of one pool.
+        """Add the rows of one pool, and of what a gate did not let into it.
 
         Args:
             step: pools seen before it.
@@ -73,6 +99,7 @@ class Ledger:
             selection: what was kept.
             task_alignment: first-order utilities for each target task, a row per task, if they were computed.
             valid: which candidates could be chosen; unknown if omitted.
+            gated: what a gate made of the draw; None for pools as they come.
         """
         size = len(meta["id"])
         kept = torch.zeros(size, dtype=torch.bool)
@@ -91,9 +118,14 @@ class Ledger:
             pa.array(kept.tolist(), pa.bool_()),
             _numbers(selection.dense(size)),
             pa.array([None] * size if valid is None else valid.tolist(), pa.bool_()),
+            pa.array([True] * size, pa.bool_()),
+            *_of_gate(gated, size),
         ]
         self._buffer.append(pa.record_batch(columns, schema=SCHEMA))
-        if len(self._buffer) >= self.flush_every:
+        if gated is not None and len(gated.rejected["id"]):
+            self._buffer.append(_rejected(step, gated))
+        self._pools += 1
+        if self._pools >= self.flush_every:
             self.flush()
 
     def flush(self) -> None:
@@ -104,7 +136,7 @@ class Ledger:
             table = pa.Table.from_batches(self._buffer, SCHEMA)
             _write(table, self._part())
             self._parts += 1
-            self._buffer = []
+            self._buffer, self._pools = [], 0
 
     def resume(self, run: Path, step: int) -> None:
         """Begin with the rows of an earlier run.
@@ -136,6 +168,29 @@ class Ledger:
     def _clear(self) -> None:
         shutil.rmtree(self.folder / "ledger", ignore_errors=True)
         (self.folder / "ledger.parquet").unlink(missing_ok=True)
+
+
+def _of_gate(gated: Gated | None, size: int) -> list[pa.Array]:
+    if gated is None:
+        return [pa.nulls(size, kind) for kind in (pa.float32(), pa.bool_(), pa.float32())]
+    return [_numbers(gated.predicted), pa.array(gated.at_random.tolist(), pa.bool_()), _numbers(gated.exact)]
+
+
+def _rejected(step: int, gated: Gated) -> pa.RecordBatch:
+    """Rows of candidates that were not passed on: all that is known of them is what the gate thought."""
+    size = len(gated.rejected["id"])
+    known = {
+        "step": pa.array([step] * size, pa.int64()),
+        **{
+            name: pa.array([value or None for value in gated.rejected[name]], pa.string())
+            for name in ("id", "source", "group", "noise")
+        },
+        "kept": pa.array([False] * size, pa.bool_()),
+        "weight": pa.array([0.0] * size, pa.float32()),
+        "passed": pa.array([False] * size, pa.bool_()),
+        "predicted": _numbers(gated.rejected_predicted),
+    }
+    return pa.record_batch([known.get(one.name, pa.nulls(size, one.type)) for one in SCHEMA], schema=SCHEMA)
 
 
 def _numbers(values: Tensor) -> pa.Array:

@@ -13,7 +13,9 @@ from pathlib import Path
 from rich.console import Console
 
 from winnow.records.strict_json import to_json
-from winnow.report.compare import compare
+from winnow.report.compare import Comparison, compare
+from winnow.report.gate import gate_figures
+from winnow.report.gate_plot import plot_gate
 from winnow.report.load import load
 from winnow.report.plot import plot
 from winnow.report.tables import as_dict, print_comparison
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder: outputs/<name>/<time>")
     parser.add_argument("--control", help="method the others are compared to, seed by seed (default: random)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="save a plot of target NLL and composition")
+    parser.add_argument("--gate-out", type=Path, metavar="FILE", help="save a picture of what the first run's gate did")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save everything shown as JSON")
     options = parser.parse_args(arguments)
     console, errors = Console(), Console(stderr=True)
@@ -48,12 +51,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not comparison.methods:
             errors.print("none of these runs finished: nothing to compare", style="red")
             return 1
+        if options.gate_out:
+            console.print(
+                f"gate: {_plot_gate(comparison, options.gate_out)}", soft_wrap=True, highlight=False, markup=False
+            )
         if options.out:
             console.print(f"plot: {plot(comparison, options.out)}", soft_wrap=True, highlight=False, markup=False)
     except (FileNotFoundError, ValueError) as error:
         errors.print(str(error), style="red", soft_wrap=True, highlight=False, markup=False)
         return 2
     return 0
+
+
+def _plot_gate(comparison: Comparison, path: Path) -> Path:
+    for _, run in comparison.runs:
+        figures = gate_figures(run.folder) if run.finished and run.composition else None
+        if figures is not None:
+            return plot_gate(figures, path)
+    raise ValueError("--gate-out: none of these runs has a gate and a ledger")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,10 @@ from winnow.report.load import Run
 
 LEVEL = 0.95
 # What runs may differ in and still be the same experiment but for the selector.
-FREE = ("selector", "name", "out", "logger", "seed", "tags", "callbacks", "export", "ckpt_path")
+FREE = ("selector", "gate", "name", "out", "logger", "seed", "tags", "callbacks", "export", "ckpt_path")
+FREE_KEYS = ("scoring.period", "scoring.between", "data.draw_size")
+"""Of what is in front of the selector, which is half of a method."""
+GATES = {"NGrams": "ngrams", "Embeddings": "embedding", "Fields": "source"}
 FREE_TRAINER = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps")
 
 
@@ -109,7 +112,7 @@ def label(runs: Sequence[Run]) -> list[str]:
     Returns:
         Labels such as ``filter_weight`` or, where several are compared, ``filter_weight filter_size=8``.
     """
-    flat = [dict(flatten(run.config.get("selector") or {})) for run in runs]
+    flat = [_settings(run) for run in runs]
     names = [_method(run) for run in runs]
     labels = []
     for name, settings in zip(names, flat, strict=True):
@@ -120,8 +123,26 @@ def label(runs: Sequence[Run]) -> list[str]:
     return labels
 
 
+def _settings(run: Run) -> dict[str, Any]:
+    """What may tell runs of one method from one another."""
+    found = dict(flatten(run.config.get("selector") or {}))
+    gate = run.config.get("gate") or {}
+    found |= {f"gate.{key}": value for key, value in flatten(gate) if gate}
+    scoring, data = run.config.get("scoring") or {}, run.config.get("data") or {}
+    period = scoring.get("period", 1)
+    return found | ({"draw_size": data.get("draw_size")} if gate else {}) | ({} if period == 1 else {"period": period})
+
+
 def _method(run: Run) -> str:
-    """The run's name, and what its stream was restricted to before, which is half of the method."""
+    """The run's name, what its stream was restricted to before, and the gate in front of it: they make the method."""
+    gate = (run.config.get("gate") or {}).get("features") or {}
+    if gate:
+        features = str(gate.get("_target_", "")).rsplit(".", 1)[-1]
+        return f"{GATES.get(features, features)} gate + {_chosen_before(run)}"
+    return _chosen_before(run)
+
+
+def _chosen_before(run: Run) -> str:
     data = run.config.get("data") or {}
     if not data.get("subset"):
         return run.name
@@ -238,7 +259,7 @@ def _comparable(run: Run) -> Iterator[tuple[str, Any]]:
         parts = key.split(".")
         if parts[0] in FREE or (parts[0] == "trainer" and parts[1:2] and parts[1] in FREE_TRAINER):
             continue
-        if key.startswith("data.subset"):  # which data is what such methods choose
+        if key in FREE_KEYS or key.startswith("data.subset"):  # which data is what such methods choose
             continue
         if parts[-1] in ("seed", "sketch_seed") and value == run.seed:  # drawn from the run's own seed
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from rich.console import Console
 from winnow.records.ledger import read
 from winnow.records.shown import PlainTable
 from winnow.report.composition import composition
+from winnow.report.gate import gate_figures, sentences
+from winnow.report.summary import cost_lines
 
 
 def summarise(path: Path, top: int = 5) -> dict[str, Any]:
@@ -24,7 +27,7 @@ def summarise(path: Path, top: int = 5) -> dict[str, Any]:
     Returns:
         Counts, composition by source and by hidden label, means of loss and alignment of kept and rejected
         candidates (alignment also by target task, in the order of the targets, where that was computed), and the
-        examples with the most weight in all.
+        examples with the most weight in all; what a gate did, and what the run cost, in words.
     """
     rows = read(path).to_pandas()
     kept, left = rows[rows["kept"]], rows[~rows["kept"]]
@@ -40,7 +43,18 @@ def summarise(path: Path, top: int = 5) -> dict[str, Any]:
         "by_source": composition(path, "source"),
         "by_label": composition(path),
         "heaviest": heavy.to_dict("records"),
+        "gate": list(sentences(gate)) if (gate := gate_figures(path)) is not None else [],
+        "cost": cost_lines(_budget(path)),
     }
+
+
+def _budget(path: Path) -> dict[str, Any]:
+    """Of the run's summary, where the ledger lies beside it and the run has finished."""
+    file = (path if path.is_dir() else path.parent) / "summary.json"
+    if not file.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")).get("budget", {})
+    return found
 
 
 def _by_task(rows: pd.DataFrame) -> list[float]:
@@ -88,6 +102,8 @@ def print_ledger(figures: Mapping[str, Any], console: Console) -> None:
                 f"{100 * row['weight'] / weight:.1f} %",
             )
         console.print(table)
+    for line in [*figures["gate"], *figures["cost"]]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     table = PlainTable(title="most weight in all", title_justify="left")
     for column in ("id", "source", "weight", "times kept"):
         table.add_column(column, justify="left" if column in ("id", "source") else "right")

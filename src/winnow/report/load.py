@@ -13,6 +13,8 @@ import pandas as pd
 from winnow.report.composition import composition
 
 CURVE = {"budget/examples_trained": "examples", "target/val_nll": "nll"}
+COSTS = {"budget/flops": "flops", "time/seconds": "seconds"}
+"""What runs of earlier versions may not have counted."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Run:
         config: the configuration as resolved.
         provenance: versions, commit and machine.
         summary: of a finished run; empty for another.
-        curve: target val NLL (``nll``, nats per token) against ``examples`` trained on, by ``step``.
+        curve: target val NLL (``nll``, nats per token) against ``examples`` trained on, by ``step``, and against
+            ``flops`` and ``seconds`` in steps where they were counted (NaN where not).
         composition: what was seen and kept, by hidden label or source; empty without a ledger.
         error: what broke it off, if it says so.
     """
@@ -95,13 +98,15 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _curve(path: Path) -> pd.DataFrame:
-    empty = pd.DataFrame({"step": [], "examples": [], "nll": []}, dtype=float)
+    names = ["step", *CURVE.values(), *COSTS.values()]
+    empty = pd.DataFrame({name: [] for name in names}, dtype=float)
     if not path.is_file():
         return empty
     rows = pd.read_csv(path)
     if not {"step", *CURVE} <= set(rows.columns):
         return empty
-    return rows[["step", *CURVE]].rename(columns=CURVE).dropna().reset_index(drop=True)
+    rows = rows.rename(columns=CURVE | COSTS).reindex(columns=names)
+    return rows.dropna(subset=["step", *CURVE.values()]).reset_index(drop=True)
 
 
 def _composition(folder: Path) -> dict[str, dict[str, int | float]]:

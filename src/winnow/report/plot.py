@@ -1,9 +1,10 @@
-"""The plot: target NLL against examples trained on, and what the kept examples were made of."""
+"""The plot: target NLL against what was spent, and what the kept examples were made of."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -15,6 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from winnow.records.shown import plotted
 from winnow.report.compare import Comparison
 from winnow.report.composition import Composition, all_usable, labelled, ordered, shares
+from winnow.report.equal import AXES
 from winnow.report.load import Run
 
 # Okabe and Ito's colours, told apart by the colour-blind; yellow is left out, too pale for lines on white.
@@ -46,9 +48,9 @@ def plot(comparison: Comparison, path: Path) -> Path:
     Raises:
         ValueError: no finished run has measured the target during training, or the format is unknown.
     """
-    curves = {name: _over_seeds(runs) for name, runs in comparison.methods.items()}
-    curves = {name: curve for name, curve in curves.items() if len(curve)}
-    if not curves:
+    drawn = {axis: _curves(comparison, axis) for axis in AXES}
+    drawn = {axis: curves for axis, curves in drawn.items() if curves}
+    if not drawn:
         raise ValueError("nothing to plot: no finished run has target/val_nll in its metrics.csv")
     path = Path(path)
     formats = FigureCanvasAgg.get_supported_filetypes()
@@ -56,34 +58,51 @@ def plot(comparison: Comparison, path: Path) -> Path:
         raise ValueError(f"--out {path}: the ending is one of {', '.join(sorted(formats))}")
     compositions = _compositions(comparison)
     with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 4.6) if compositions else (6.8, 4.6), layout="constrained")
-        if compositions:
-            left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-            _draw_composition(right, compositions)
-        else:
-            left = figure.subplots()
-        _draw_curves(left, curves, comparison)
+        height = 4.6 + (0.45 * len(compositions) + 1.9 if compositions else 0)
+        figure = Figure(figsize=(4.4 * max(len(drawn), 2), height), layout="constrained")
+        parts: Any = figure.subfigures(2, 1, height_ratios=(4.6, height - 4.6)) if compositions else (figure, None)
+        above, below = parts
+        panels = above.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+        for panel, (axis, curves) in zip(panels, drawn.items(), strict=True):
+            _draw_curves(panel, curves, comparison, axis, first=panel is panels[0])
+        if below is not None:
+            _draw_composition(below.subplots(), compositions)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
     return path
 
 
-def _over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
-    """Mean over seeds at every measurement that all of them have, with the lowest and highest."""
-    rows = pd.concat([run.curve for run in runs])
+def _curves(comparison: Comparison, axis: str) -> dict[str, pd.DataFrame]:
+    """By method, where every run has counted what the axis is of."""
+    curves = {name: _over_seeds(runs, axis) for name, runs in comparison.methods.items()}
+    return {name: curve for name, curve in curves.items() if len(curve)}
+
+
+def _over_seeds(runs: Sequence[Run], axis: str) -> pd.DataFrame:
+    """Mean over seeds at every measurement that all of them have and at their ends, with the lowest and highest."""
+    rows = pd.concat([run.curve.dropna(subset=[axis]) for run in runs])
+    ends = [run.curve["step"].max() for run in runs]
+    if len(set(ends)) > 1:  # runs that end with a budget: a last step each
+        last = rows["step"].isin(ends) & (rows["step"] > min(rows["step"].max(), min(ends)) - 1)
+        rows = pd.concat([
+            rows[~last],
+            *[run.curve.dropna(subset=[axis]).tail(1).assign(step=max(ends)) for run in runs],
+        ])
     grouped = rows.groupby("step")
-    table = grouped.agg(examples=("examples", "mean"), nll=("nll", "mean"), low=("nll", "min"), high=("nll", "max"))
+    table = grouped.agg(cost=(axis, "mean"), nll=("nll", "mean"), low=("nll", "min"), high=("nll", "max"))
     return table[grouped.size() == len(runs)]
 
 
-def _draw_curves(axes: Axes, curves: Mapping[str, pd.DataFrame], comparison: Comparison) -> None:
+def _draw_curves(
+    axes: Axes, curves: Mapping[str, pd.DataFrame], comparison: Comparison, axis: str, first: bool
+) -> None:
     several = False
     for at, (name, curve) in enumerate(curves.items()):
         count = len(comparison.methods[name])
         several |= count > 1
         colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
         axes.plot(
-            curve["examples"],
+            curve["cost"],
             curve["nll"],
             color=colour,
             marker=marker,
@@ -93,14 +112,16 @@ def _draw_curves(axes: Axes, curves: Mapping[str, pd.DataFrame], comparison: Com
             label=plotted(f"{name} ({count} seeds)" if count > 1 else name),
         )
         if count > 1:
-            axes.fill_between(curve["examples"], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
-    axes.set_xlabel("examples trained on")
-    axes.set_ylabel("target validation NLL (nats per token)")
-    axes.set_title("Target loss" + (", mean of seeds; band: lowest to highest" if several else ""), loc="left")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            axes.fill_between(curve["cost"], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
+    axes.set_xlabel(AXES[axis])
+    if first:
+        axes.set_ylabel("target validation NLL (nats per token)")
+        axes.set_title("Target loss" + (", mean of seeds; band: lowest to highest" if several else ""), loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=axis == "examples", nbins=5))
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    if first:
+        axes.legend(frameon=False)
 
 
 def _compositions(comparison: Comparison) -> dict[str, dict[str, float]]:

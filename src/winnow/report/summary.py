@@ -43,6 +43,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console | N
     table.add_row("seen", f"{budget['examples_seen']:,}", f"{budget['tokens_seen']:,}")
     table.add_row("trained on", f"{budget['examples_trained']:,}", f"{budget['tokens_trained']:,}")
     console.print(table)
+    for line in cost_lines(budget):
+        console.print(line, highlight=False, markup=False)
     if summary.get("preparation"):
         console.print(prepared(summary["preparation"]), soft_wrap=True, highlight=False, markup=False)
     for name, what in (("examples_excluded", "could not be chosen"), ("examples_truncated", "were cut to max_length")):
@@ -108,6 +110,33 @@ def prepared(preparation: Mapping[str, Any]) -> str:
     text += f" ({parts})" if parts else ""
     unknown = preparation["unknown"]
     return text + (f"; what {' and '.join(unknown)} cost is not known" if unknown else "")
+
+
+def cost_lines(budget: Mapping[str, Any]) -> list[str]:
+    """What a run cost beside examples: operations by what they were for, tokens through the model, and the gate.
+
+    Args:
+        budget: of the run; runs of earlier versions counted none of it.
+
+    Returns:
+        Lines of text.
+    """
+    parts = {name.removeprefix("flops_"): value for name, value in budget.items() if name.startswith("flops_")}
+    evaluation = parts.pop("evaluation", 0.0)
+    total, found = sum(parts.values()), []
+    if budget.get("examples_drawn", 0) > budget.get("examples_seen", 0):
+        found.append(
+            f"the gate passed on {budget['examples_seen']:,} of {budget['examples_drawn']:,} raw candidates, and "
+            f"{budget['steps_scored']:,} of {budget['steps']:,} pools were scored; it took "
+            f"{budget['seconds_gate'] + budget.get('seconds_features', 0.0):.1f} s"
+        )
+    if total:
+        shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts.items() if value)
+        found.append(f"{total:.3g} floating-point operations ({shares}); evaluation in between {evaluation:.2g}")
+        found.append(
+            f"{budget['tokens_forwarded']:,} tokens forward, {budget['tokens_backwarded']:,} backward through the model"
+        )
+    return found
 
 
 def _kept(composition: Mapping[str, Mapping[str, Any]]) -> Table:

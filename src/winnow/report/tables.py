@@ -12,6 +12,8 @@ from rich.table import Table
 from winnow.records.shown import PlainTable, shown
 from winnow.report.compare import Comparison, figures
 from winnow.report.composition import all_usable, labelled, ordered, shares
+from winnow.report.equal import AXES, Equal, equal_costs, winners
+from winnow.report.gate import gate_figures, sentences
 from winnow.report.load import Run
 from winnow.report.summary import nats, percent
 
@@ -32,9 +34,20 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(_side_by_side(comparison) if few else _runs(comparison))
     if comparison.differences:
         console.print(_differences(comparison))
+    rows = equal_costs(comparison)
+    if rows:
+        console.print(_equal(rows, comparison.control))
+        for sentence in winners(rows):
+            console.print(shown(sentence), highlight=False, markup=False, soft_wrap=True)
     composition = _compositions(comparison)
     if composition is not None:
         console.print(composition)
+    for name, run in comparison.runs:
+        figures_of_gate = gate_figures(run.folder) if run.finished and run.composition else None
+        if figures_of_gate is not None:
+            for sentence in sentences(figures_of_gate):
+                line = f"{name}, seed {run.seed}: {sentence}"
+                console.print(shown(line), highlight=False, markup=False, soft_wrap=True)
     for warning in comparison.warnings[:MOST_WARNINGS]:
         console.print(f"! {shown(warning)}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     if len(comparison.warnings) > MOST_WARNINGS:
@@ -48,12 +61,13 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
         comparison: what to give.
 
     Returns:
-        ``runs``, ``control``, ``differences`` and ``warnings``.
+        ``runs``, ``control``, ``differences``, ``equal_costs`` and ``warnings``.
     """
     return {
         "runs": [_run(name, run) for name, run in comparison.runs],
         "control": comparison.control,
         "differences": [asdict(difference) for difference in comparison.differences],
+        "equal_costs": [asdict(row) for row in equal_costs(comparison)],
         "warnings": list(comparison.warnings),
     }
 
@@ -187,6 +201,40 @@ def _differences(comparison: Comparison) -> Table:
             "needs two seeds" if low is None or high is None else f"{show(low)} to {show(high)}",
         )
         previous = difference.method
+    return table
+
+
+def _equal(rows: Sequence[Equal], control: str | None) -> Table:
+    """Methods at equal cost, on every axis."""
+    table = PlainTable(
+        title="target on its validation split, where every run has spent as much"
+        + (f"; minus {control} with the same seed" if control else ""),
+        title_justify="left",
+    )
+    table.add_column("at equal")
+    table.add_column("method")
+    for column in ("answer NLL", "difference", "95 % interval", f"{control}'s end\nreached at" if control else ""):
+        table.add_column(column, justify="right")
+    previous = None
+    for row in rows:
+        if previous not in (None, row.axis):
+            table.add_section()
+        at = (
+            ""
+            if row.axis == previous
+            else f"{AXES[row.axis]}: {row.at:,.0f}"
+            if row.at < 1e6
+            else f"FLOPs: {row.at:.3g}"
+        )
+        previous = row.axis
+        table.add_row(
+            at,
+            row.method,
+            nats(row.nll),
+            "" if row.difference is None else f"{row.difference:+.4f}",
+            "" if row.low is None or row.high is None else f"{row.low:+.4f} to {row.high:+.4f}",
+            "" if row.difference is None else "never" if row.reached is None else percent(row.reached),
+        )
     return table
 
 

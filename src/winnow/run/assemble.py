@@ -23,6 +23,7 @@ from winnow.callbacks import AtomicCheckpointIO, Records
 from winnow.data import Corpus, SelectionDataModule
 from winnow.data.reach import groups
 from winnow.data.subset import restricted
+from winnow.gates import Gate
 from winnow.models import LanguageModel
 from winnow.records.checkpoint import check_fits, read_checkpoint
 from winnow.records.folder import changes
@@ -31,7 +32,7 @@ from winnow.records.provenance import anonymous
 from winnow.records.table import TABLES
 from winnow.run.instantiate import BuildError, blaming, build, build_all, check_numbers, plain
 from winnow.run.options import check_options
-from winnow.run.schedule import planned_updates, schedule_arguments
+from winnow.run.stages import gate_of, intake_of, limits_of, raw_of, schedule_of, scorer_options
 from winnow.selectors.abilities import Labelled, Recorded, Sized
 from winnow.selectors.base import Selector, check_filter_size
 from winnow.tracking import careful, forgiving, is_lost
@@ -125,13 +126,16 @@ def assemble(
     """
     language = build(cfg.model)
     corpus = corpus_of(cfg) if corpus is None else corpus
-    data = datamodule(cfg, corpus, language.tokenizer)
+    gate = gate_of(cfg, language) if trains else None
+    data = datamodule(cfg, corpus, language.tokenizer, gate)
     more: dict[str, Any] = {}
     selector = build(cfg.selector)
     if trains:
         _check_selector(cfg, selector, data)
         names = ("clip_norm", "max_idle_steps", "pools_per_update", "record_tasks")
-        more = {"scheduler": schedule_of(cfg, data.steps.steps), **{name: cfg[name] for name in names}}
+        limits = limits_of(cfg)
+        more = {"scheduler": schedule_of(cfg, data.steps.steps, limits), **{name: cfg[name] for name in names}}
+        more |= {"intake": intake_of(cfg, gate, language), "limits": limits}
     built = build(cfg.trainer, **trainer)
     model = language.model
     if not trains:
@@ -139,7 +143,7 @@ def assemble(
     module = SelectionModule(
         model,
         selector=selector,
-        scorer=partial(build(cfg.scoring), **(scorer or {})),
+        scorer=partial(build(scorer_options(cfg)), **(scorer or {})),
         optimizer=build(cfg.optimizer),
         seed=cfg.seed,
         **more,
@@ -215,29 +219,38 @@ def _check_selector(cfg: DictConfig, selector: Any, data: SelectionDataModule) -
         _check_turns(cfg, selector.needs.per_task)
     if isinstance(selector, Labelled):
         selector.check_groups(*groups(data.corpus.stream, cfg.seed))
+    if isinstance(selector, Recorded) and data.steps.raw is not None:
+        raise ValueError(
+            f"selector={cfg.name} was made for pools that are known before training, and behind a gate they are not: "
+            "set gate=none"
+        )
     if isinstance(selector, Recorded):
         endless = int(cfg.trainer.max_epochs or -1) == -1
         steps = int(cfg.trainer.max_steps) if endless and int(cfg.trainer.max_steps) > 0 else None
         selector.check_stream(data.steps.pool_ids(), steps)
 
 
-def datamodule(cfg: DictConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> SelectionDataModule:
+def datamodule(
+    cfg: DictConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, gate: Gate | None = None
+) -> SelectionDataModule:
     """The stream, or the part of it that was chosen before, and the targets, as pools.
 
     Args:
         cfg: the composed configuration.
         corpus: what ``data.corpus`` builds.
         tokenizer: the model's.
+        gate: chooses among more candidates than a pool has.
 
     Returns:
         The datamodule of a run.
     """
-    options = {name: value for name, value in plain(cfg.data).items() if name != "corpus"}
+    options = {name: value for name, value in plain(cfg.data).items() if name not in ("corpus", "draw_size")}
     with blaming("data"):
         for accepts in (SelectionDataModule, restricted):
             check_numbers(accepts, options, "data")
         subset = {key: options.pop(key) for key in [*options] if key.startswith("subset")}
-        return SelectionDataModule(restricted(corpus, **subset), tokenizer, seed=cfg.seed, **options)
+        raw = raw_of(cfg, gate)
+        return SelectionDataModule(restricted(corpus, **subset), tokenizer, seed=cfg.seed, raw=raw, **options)
 
 
 def _resume(cfg: DictConfig, parts: Parts) -> None:
@@ -253,14 +266,6 @@ def _resume(cfg: DictConfig, parts: Parts) -> None:
         )  # fmt: skip
     if parts.records is not None:
         parts.records.resume(path.parent.parent, int(state["winnow"]["budget"]["steps"]))
-
-
-def schedule_of(cfg: DictConfig, pools: int | None) -> Any:
-    """The learning-rate schedule, over the updates there will be; ``pools`` are those of one pass."""
-    if not cfg.get("scheduler"):
-        return None
-    planned = planned_updates(cfg.trainer.get("max_steps"), cfg.trainer.get("max_epochs"), pools, cfg.pools_per_update)
-    return build(cfg.scheduler, **schedule_arguments(plain(cfg.scheduler), planned))
 
 
 def _check_turns(cfg: DictConfig, per_task: bool) -> None:

@@ -24,9 +24,10 @@ from winnow.records.strict_json import write_json
 from winnow.report.composition import composition
 from winnow.report.summary import print_summary, show
 from winnow.run.allocator import keep_freed_memory
-from winnow.run.assemble import Parts, equip, in_sweep
+from winnow.run.assemble import Parts, equip, given, in_sweep
 from winnow.run.instantiate import BuildError, blaming, plain
 from winnow.run.process import left_as_found
+from winnow.run.stages import lift_steps
 from winnow.tracking import is_lost, let_go
 from winnow.training.stopping import handled
 
@@ -50,6 +51,8 @@ def run(cfg: DictConfig) -> float | None:
     """
     if not torch.cuda.is_available():
         keep_freed_memory()
+    cfg = copy.deepcopy(cfg)
+    lift_steps(cfg, given())
     try:
         with occupied(Path(cfg.out)):
             return _objective(_in_folder(cfg, Path(cfg.out)))
@@ -70,7 +73,6 @@ def _in_folder(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         if isinstance(earlier, dict):
             return earlier
         if earlier is not None:
-            cfg = copy.deepcopy(cfg)
             cfg.ckpt_path = earlier
     write_json(folder / "config.json", config)
     write_json(folder / "provenance.json", provenance())

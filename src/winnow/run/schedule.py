@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
 
 log = logging.getLogger(__name__)
 
@@ -78,3 +80,25 @@ def schedule_arguments(options: Mapping[str, Any], planned: int | None) -> dict[
             total,
         )
     return found
+
+
+def following(build: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A schedule that can be set to any place, so that it can follow a budget.
+
+    Args:
+        build: a schedule from an optimizer.
+
+    Returns:
+        The same, which refuses a schedule whose rate is no function of its place alone.
+    """
+
+    def checked(optimizer: Any) -> Any:
+        schedule = build(optimizer)
+        if not isinstance(schedule, LambdaLR):
+            raise ValueError(
+                f"scheduler: {type(schedule).__name__} cannot follow a budget, as its rate is no function of its place "
+                f"alone: take one of transformers, or set scheduler.{LENGTH} to a number of updates"
+            )
+        return schedule
+
+    return checked

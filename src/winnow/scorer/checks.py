@@ -66,6 +66,8 @@ class Checks:
             self._undescribed = False
         if not self._doubted:
             self._doubt(present, sums)
+        passes = self.passing.scope.forward.passes
+        counted = len(passes)
         if (self._unverified or self._unsaid) and bool(valid.any()):
             rows: Int[Tensor, " some"] = valid.nonzero().squeeze(1)
             rows = rows[: min(VERIFIED_ROWS, micro_batch or VERIFIED_ROWS)]
@@ -74,6 +76,7 @@ class Checks:
                 self._say_left_out(some)
             if self._unverified:
                 self._verify(some)
+        del passes[counted:]  # of a first pool only: a run that is resumed is to count as one that never stopped
 
     def _doubt(self, present: Tensor, sums: Sums) -> None:
         found = doubts(present, sums.gram, sums.alignment, sums.target_square, sums.precision)

@@ -43,6 +43,7 @@ def pool_curvature(
         first = torch.autograd.grad(loss, held, create_graph=True, allow_unused=True)
         pairs = zip(first, total, strict=True)
         terms = [(mine * other).sum() for mine, other in pairs if mine is not None and other is not None]
+        forward.passes.extend([forward.passes[-1]] * 2)  # the second derivative goes back through both of them
         second = torch.autograd.grad(torch.stack(terms).sum(), held, allow_unused=True)
     return {name: value.detach() for name, value in zip(parameters, second, strict=True) if value is not None}
 

@@ -87,6 +87,18 @@ class HeldFactors:
         """
         self.factors[name] = factor
 
+    def cost(self, selection: Selection) -> float:
+        """Multiplications that the update's gradient takes.
+
+        Args:
+            selection: kept candidates and their weights.
+
+        Returns:
+            k T d p, or k d p of gradients that are formed already, over all parameters.
+        """
+        each = sum(float(one.shape.numel()) * (one.length or 1) for one in self.factors.values())
+        return len(selection) * each
+
     def weighted(self, selection: Selection) -> dict[str, Tensor]:
         """The update's gradient (1/k) sum_i w_i g_i.
 

@@ -50,6 +50,8 @@ class Update:
         }
         self.held: HeldFactors | None = None
         """Of the last call's pool; None where the update takes a second pass."""
+        self.multiplications = 0.0
+        """What the last update from held factors took."""
         self._refusal: str | None = None
 
     def begin(self, pool: Batch) -> None:
@@ -61,7 +63,7 @@ class Update:
         Raises:
             ValueError: ``one_pass``, and the model has dropout.
         """
-        self.held = None
+        self.held, self.multiplications = None, 0.0
         if self.how == "two_pass" or self._refusal is not None:
             return
         if self.micro_batch is not None:
@@ -118,7 +120,9 @@ class Update:
             accumulate: add to the gradients that are there.
             pool: the pool that the caller means; None where it is not said.
         """
-        self._checked(selection, pool).assign(selection, accumulate)
+        held = self._checked(selection, pool)
+        self.multiplications = held.cost(selection)
+        held.assign(selection, accumulate)
         self.held = None
 
     def backward(
@@ -136,7 +140,7 @@ class Update:
         """
         if self.held is None:
             model, reduction = self.forward.model, self.forward.reduction
-            return weighted_backward(model, pool, selection, reduction, backward, self.micro_batch)
+            return weighted_backward(model, pool, selection, reduction, backward, self.micro_batch, self.forward.passes)
         self.assign(selection, accumulate=True, pool=pool)
         return selection, torch.full((len(pool["labels"]),), torch.nan, dtype=torch.float32)
 

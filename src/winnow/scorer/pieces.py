@@ -15,6 +15,7 @@ from winnow.gradients.factors.precision import accumulation_dtype
 from winnow.gradients.weighted_sum import weighted_sum
 from winnow.lm.batch import TargetBatch, pieces
 from winnow.lm.layout import Batch
+from winnow.products.cost import Work
 from winnow.products.mode import STORED_NUMBERS
 from winnow.products.parcel import Parcel, Tau
 from winnow.products.products import Products
@@ -25,7 +26,7 @@ from winnow.signals import Needs
 
 
 def score_in_pieces(
-    scope: Scope, pool: Batch, target: TargetBatch | None, needs: Needs, micro_batch: int
+    scope: Scope, pool: Batch, target: TargetBatch | None, needs: Needs, micro_batch: int, work: Work
 ) -> tuple[Float[Tensor, " pool"], Sums]:
     """The same as a pool at once, a piece of it at a time.
 
@@ -35,6 +36,7 @@ def score_in_pieces(
         target: target examples; None takes the stored target gradient.
         needs: what to sum.
         micro_batch: examples that go through the model at a time.
+        work: counts what is done.
 
     Returns:
         Losses of the candidates, and the sums.
@@ -57,7 +59,7 @@ def score_in_pieces(
         def add(name: str, factor: Factor, rows: slice = rows) -> None:
             nonlocal products
             if products is None:
-                products = Products(needs, size, factor.dtype, device, scope.mode, _store(scope, size))
+                products = Products(needs, size, factor.dtype, device, scope.mode, _store(scope, size), work=work)
             candidates, tau = factor.to(accumulation_dtype(factor.dtype)), None
             if needs.target:
                 tau = Tau(

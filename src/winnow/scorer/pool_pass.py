@@ -42,7 +42,7 @@ class PoolPass:
             )
         self.scope, self.micro_batch = scope, micro_batch
         self.work = Work(scope.mode.sketch_dim)
-        """Cost of the last pool that was scored at once."""
+        """Cost of the last pool."""
 
     def check(self, needs: Needs) -> None:
         """Refuse needs that the way products are taken cannot meet.
@@ -100,11 +100,11 @@ class PoolPass:
         Raises:
             TargetNotFinite: the target's loss or gradient is not finite.
         """
+        self.work = Work(self.scope.mode.sketch_dim)
         if self.micro_batch is not None:
-            return score_in_pieces(self.scope, pool, target, needs, self.micro_batch)
+            return score_in_pieces(self.scope, pool, target, needs, self.micro_batch, self.work)
         if target is not None and needs.per_task:
             self.scope.target.tasks = int(target.task.max()) + 1
-        self.work = Work(self.scope.mode.sketch_dim)
         visit = Visit(self.scope, pool, target, needs, self.work, hvp, held)
         wanted = self.scope.parameters if held is None else held.parameters
         # Sketches are many small operations, which go faster one after another, and cost no memory where the update
@@ -150,6 +150,9 @@ def signals_of(
         alignment=of(sums.alignment),
         gram=None if gram is None else torch.where(valid[:, None] & valid, gram, 0),
         norms=of(sums.norms),
+        target_norm=sums.target_square.clamp_min(0).sqrt()
+        if needs.target_norm and sums.target_square is not None
+        else None,
         curvature=of(sums.curvature),
         task_alignment=of(sums.task_alignment),
         task_norms=None if squares is None else squares.sqrt(),

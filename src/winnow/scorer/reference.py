@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from winnow.lm.forward import Forward
 from winnow.lm.layout import Batch, response_tokens
 from winnow.lm.losses import example_losses
+from winnow.lm.passes import FORWARD, Pass
 from winnow.records.table import TABLES, read_table
 
 
@@ -23,7 +25,7 @@ class ReferenceModel:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.forward = Forward(model.eval().requires_grad_(False))
 
     def __call__(self, pool: Batch, ids: Sequence[str] | None, reduction: str = "mean") -> Float[Tensor, " pool"]:
         """Losses of a pool.
@@ -36,9 +38,10 @@ class ReferenceModel:
         Returns:
             One loss per candidate, NaN where it has no response token.
         """
-        self.model.to(pool["input_ids"].device)
+        self.forward.model.to(pool["input_ids"].device)
+        self.forward.passes[:] = [Pass.of(pool, FORWARD)]
         with torch.no_grad():
-            return example_losses(self.model, pool, reduction)
+            return example_losses(self.forward.model, pool, reduction)
 
 
 class ReferenceTable:
@@ -89,6 +92,11 @@ class Reference:
     def __init__(self, name: str | None, model: nn.Module) -> None:
         self.name, self._model = name, model
         self._loaded: ReferenceModel | ReferenceTable | None = None
+
+    @property
+    def forward(self) -> Forward | None:
+        """The reference model's, once it was asked for; None for a file of losses."""
+        return self._loaded.forward if isinstance(self._loaded, ReferenceModel) else None
 
     def __call__(self, pool: Batch, ids: Sequence[str] | None, reduction: str = "mean") -> Float[Tensor, " pool"]:
         """Losses of a pool.

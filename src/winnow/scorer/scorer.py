@@ -21,6 +21,7 @@ from winnow.products.mode import Mode
 from winnow.scorer.checks import Checks
 from winnow.scorer.curvature import scored_curvature
 from winnow.scorer.forward import forward_signals
+from winnow.scorer.meter import Meter
 from winnow.scorer.one_pass import Update
 from winnow.scorer.parameters import choose_parameters, leave_out
 from winnow.scorer.pool_pass import PoolPass, signals_of
@@ -43,33 +44,28 @@ class Scorer:
     Args:
         model: a causal language model, wrapped by peft or not.
         optimizer: the optimizer that will make the next update, or a wrapper with ``.optimizer``.
-        layers: parameters that take part in the geometry: ``all`` | ``linear`` | ``lora`` | ``last:N``
-            | a regex; embeddings tied to the output layer only if a regex names them. The first backward logs
-            what K and b of them take.
+        layers: parameters that take part in the geometry: ``all`` | ``linear`` | ``lora`` | ``last:N`` | a regex;
+            embeddings tied to the output layer only if a regex names them. The backward goes no deeper than they do.
         geometry: ``auto`` reads the optimizer; ``identity`` is P = I; or a ``Geometry``.
         first_step: P before the optimizer has a state: ``pool`` | ``identity``.
         target_ema: decay of the average of target gradients over steps, in [0, 1).
         every: the target gradient is computed at every n-th call that needs it, and reused in between; None for once.
-        on_target_nan: ``skip`` raises ``TargetNotFinite`` when the target's loss or gradient is not
-            finite; ``reuse`` takes the last good target gradient and raises only if there is none.
+        on_target_nan: ``skip`` raises ``TargetNotFinite`` when the target's loss or gradient is not finite; ``reuse``
+            takes the last good target gradient and raises only if there is none.
         verify: at the first backward, compare captured gradients with autograd's on a few candidates.
-        update: ``one_pass`` holds the pool's factors until ``assign_update`` turns the weights into the
-            update's gradient, for every trainable parameter; ``two_pass`` leaves the gradient to a second
-            forward and backward of the caller; ``auto`` is one pass where it gives the same gradient,
-            and logs once why it is not.
+        update: ``one_pass`` holds the pool's factors until ``assign_update`` turns the weights into the update's
+            gradient, for every trainable parameter; ``two_pass`` leaves it to a second forward and backward of the
+            caller; ``auto`` is one pass where it gives the same gradient, and logs once why it is not.
         reduction: ``mean`` | ``sum`` over an example's response tokens.
-        mode: how K and b are taken: ``exact`` | ``ghost`` | ``sketch`` | ``auto``; see
-            :class:`winnow.products.mode.Mode`.
+        mode: how K and b are taken, :class:`winnow.products.mode.Mode`: ``exact`` | ``ghost`` | ``sketch`` | ``auto``.
         sketch_dim: sketches project each side of a matrix to this length.
         sketch_seed: of the projections.
-        pool_micro_batch: score target and pool at most this many examples at a time, for pools larger
-            than memory: the target's gradient first, b exact against it, K from stored per-example
-            gradients (``exact``), sketches (``sketch``), or whichever fits (``auto``). The update takes
-            a second pass, in pieces too. None scores everything at once.
-        pack: lay the examples of a pass end to end in rows as long as the longest, in place of padding; the
-            same numbers. Refused, at the first pool, for a model whose losses are then others.
-        chunk_elements: per-example gradients are formed at most this many numbers at a time; None for 2^22 on a
-            CPU, where more only takes memory, and 2^26 elsewhere.
+        pool_micro_batch: score target and pool at most this many examples at a time, for pools larger than memory: the
+            target's gradient first, b exact against it, K from stored per-example gradients (``exact``), sketches
+            (``sketch``), or whichever fits (``auto``). The update takes a second pass, in pieces too. None: at once.
+        pack: lay the examples of a pass end to end in rows as long as the longest, in place of padding; the same
+            numbers. Refused, at the first pool, for a model whose losses are then others.
+        chunk_elements: most numbers of per-example gradients formed at a time; None for 2^22 on a CPU, 2^26 elsewhere.
         reference: of rho_loss, loaded when it is first asked for: a model's folder or Hugging Face name, or a file
             with columns ``id`` and ``loss`` (.parquet, .csv, .jsonl).
 
@@ -121,6 +117,7 @@ class Scorer:
         self.target_reused = False
         """Whether the last call took the stored target gradient because the new one was not finite."""
         self._reference = Reference(reference, model)
+        self.meter = Meter(self._pass, self._update, self._reference, optimizer)
         self._update.watch(getattr(optimizer, "optimizer", optimizer))
 
     @property
@@ -173,13 +170,14 @@ class Scorer:
             ValueError: a target is due and not given, or has no response token; something that ``needs`` names is
                 not there, or not to be had with ``mode`` or ``pool_micro_batch``; or a batch is not one.
         """
+        self.meter.begin()
         given, pool = pool, right_padded(pool, "pool")
         target = None if target is None else right_padded(target, "target batch")
         run = needs.target_hidden or needs.curvature or (needs.target and self.target.due)
         weighed = TargetBatch.of(target, target_weight, target_task) if run and target is not None else None
         tokens = response_tokens(pool)
         self.check(needs)
-        self._pass.scope.target_loss, self.target_reused, self._update.held = None, False, None
+        self.forget()
         extra = self._beside(pool, needs, meta or {})
         if not needs.forward:
             return Signals(valid=tokens > 0, tokens=tokens, **extra)
@@ -191,6 +189,10 @@ class Scorer:
             with torch.no_grad():
                 found = forward_signals(self._pass.scope.forward, pool, weighed, needs, self.pool_micro_batch)
         return replace(found, **extra)
+
+    def forget(self) -> None:
+        """Let go of the last pool: the next update is of one that is not scored."""
+        self._pass.scope.target_loss, self.target_reused, self._update.held = None, False, None
 
     def _beside(self, pool: Batch, needs: Needs, meta: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         """Signals that take neither forward nor backward of the model: facts, and losses of the reference."""
@@ -236,9 +238,8 @@ class Scorer:
     ) -> tuple[Selection, Float[Tensor, " pool"]]:
         """Add the update's gradient to ``.grad``, from the factors of the last call or else by a second pass.
 
-        A loop of one's own may instead ask ``holds_update`` and call ``assign_update``, which replaces what is in
-        ``.grad`` unless ``accumulate``, or take ``weighted_gradients``; both raise RuntimeError where no factors are
-        held.
+        A loop of one's own may instead ask ``holds_update`` and call ``assign_update``, which replaces ``.grad`` unless
+        ``accumulate``, or take ``weighted_gradients``; both raise RuntimeError where no factors are held.
 
         Args:
             pool: the pool of the last call.

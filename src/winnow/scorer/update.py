@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from winnow.lm.layout import Batch, take
 from winnow.lm.losses import example_losses
+from winnow.lm.passes import TRAINED, Pass
 from winnow.selection import Selection
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ def weighted_backward(
     reduction: str = "mean",
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
     micro_batch: int | None = None,
+    passes: list[Pass] | None = None,
 ) -> tuple[Selection, Float[Tensor, " pool"]]:
     """Add the gradient of (1/k) sum_i w_i l_i over the kept candidates to ``.grad``.
 
@@ -36,17 +38,21 @@ def weighted_backward(
         backward: what to call with the loss; Lightning's ``manual_backward``, for example.
         micro_batch: kept candidates that go through the model at a time, None for all; the share of one
             that is left out then goes to the others of its micro-batch.
+        passes: takes what goes through the model.
 
     Returns:
         What was really trained on (empty if nothing was), and the losses of the pool in float32 on the
         CPU, NaN where they were not computed.
     """
     if micro_batch is not None and len(selection) > micro_batch:
-        return _in_pieces(model, pool, selection, reduction, backward, micro_batch)
+        return _in_pieces(model, pool, selection, reduction, backward, micro_batch, passes)
     device = pool["labels"].device
     found = torch.full((len(pool["labels"]),), torch.nan, dtype=torch.float32)  # bf16-true changes the default
     while len(selection):
-        losses = example_losses(model, take(pool, selection.index.to(device)), reduction)
+        kept = take(pool, selection.index.to(device))
+        if passes is not None:
+            passes.append(Pass.of(kept, TRAINED))
+        losses = example_losses(model, kept, reduction)
         found[selection.index.cpu()] = losses.detach().cpu().type(found.dtype)
         finite = losses.detach().isfinite()
         if bool(finite.all()):
@@ -65,6 +71,7 @@ def _in_pieces(
     reduction: str,
     backward: Callable[[Tensor], None],
     micro_batch: int,
+    passes: list[Pass] | None,
 ) -> tuple[Selection, Float[Tensor, " pool"]]:
     found = torch.full((len(pool["labels"]),), torch.nan, dtype=torch.float32)
     kept: list[Selection] = []
@@ -76,7 +83,7 @@ def _in_pieces(
         def scaled(loss: Tensor, share: float = share) -> None:
             backward(loss * share)
 
-        trained, losses = weighted_backward(model, pool, Selection(index, weight), reduction, scaled)
+        trained, losses = weighted_backward(model, pool, Selection(index, weight), reduction, scaled, passes=passes)
         kept.append(trained)
         found = torch.where(losses.isnan(), found, losses)
     index, weight = torch.cat([part.index for part in kept]), torch.cat([part.weight for part in kept])

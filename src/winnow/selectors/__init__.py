@@ -12,6 +12,7 @@ from winnow.selectors.data_shapley import DataShapley
 from winnow.selectors.embedding import Embedding
 from winnow.selectors.filter_weight import FilterWeight
 from winnow.selectors.full import Full
+from winnow.selectors.gate_only import GateOnly
 from winnow.selectors.grad_match import GradMatch
 from winnow.selectors.grad_norm import GradNorm
 from winnow.selectors.greats import Greats
@@ -37,6 +38,7 @@ __all__ = [
     "Embedding",
     "FilterWeight",
     "Full",
+    "GateOnly",
     "GradMatch",
     "GradNorm",
     "Greats",

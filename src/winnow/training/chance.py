@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-DROPOUT, SELECTION = 0, 1
+DROPOUT, SELECTION, GATE = 0, 1, 2
 """What a step draws for."""
 
 
@@ -17,12 +17,13 @@ def step_seed(seed: int, step: int, purpose: int) -> int:
     Args:
         seed: of the run.
         step: pools seen.
-        purpose: ``DROPOUT`` or ``SELECTION``.
+        purpose: ``DROPOUT``, ``SELECTION`` or ``GATE``.
 
     Returns:
         A seed of 63 bits.
     """
-    return (seed * 1_000_003 + step * 2 + purpose) % (2**63 - 1)
+    # The first two lie side by side, as they did before there was a third.
+    return (seed * 1_000_003 + step * 2 + purpose % 2 + (purpose // 2) * 2**50) % (2**63 - 1)
 
 
 @contextmanager

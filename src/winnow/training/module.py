@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, cast
 
 import lightning
@@ -13,19 +12,23 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from winnow.lm.finite import check_rates
-from winnow.lm.layout import response_tokens
+from winnow.lm.layout import Batch, response_tokens
 from winnow.lm.losses import example_losses
 from winnow.optim import wants_names
-from winnow.scorer import Scorer, TargetNotFinite
+from winnow.scorer import Scorer
 from winnow.selection import Selection
 from winnow.selectors import Selector
-from winnow.signals import Needs, Signals
+from winnow.selectors.abilities import Sized
+from winnow.signals import Signals
 from winnow.training.accumulate import Accumulated, check_clip_norm, clip
 from winnow.training.budget import Budget
-from winnow.training.chance import DROPOUT, SELECTION, forked_rng, step_seed
+from winnow.training.chance import DROPOUT, forked_rng, step_seed
+from winnow.training.choosing import Chooser, with_losses
 from winnow.training.health import check_losses, check_parameters, check_start
 from winnow.training.idle import Idle
-from winnow.training.record import StepRecord, step_metrics, step_needs
+from winnow.training.intake import Intake, Taken, filled
+from winnow.training.limits import Limits
+from winnow.training.record import StepRecord, step_counts, step_metrics
 from winnow.training.state import Memory
 from winnow.training.stopping import Stop
 from winnow.training.validation import TargetNLL
@@ -50,8 +53,10 @@ class SelectionModule(lightning.LightningModule):
         max_idle_steps: pools in a row that may lead to no update before the run is given up.
         pools_per_update: pools, each scored and chosen from by itself with the same parameters, whose gradients
             are averaged into one update. Those left at the end of an epoch make a smaller one.
-        seed: of dropout and of selectors that draw at random, together with the step.
+        seed: of dropout, of selectors that draw at random and of the gate, together with the step.
         record_tasks: score against every target task by itself too, for the records; where gradients are compared.
+        intake: stage 0: what a step takes up, and which pools are scored; every pool as it comes by default.
+        limits: what may be spent before the run ends; without bounds by default.
 
     Raises:
         ValueError: a bound is not positive.
@@ -69,6 +74,8 @@ class SelectionModule(lightning.LightningModule):
         pools_per_update: int = 1,
         seed: int = 0,
         record_tasks: bool = False,
+        intake: Intake | None = None,
+        limits: Limits | None = None,
     ) -> None:
         super().__init__()
         check_clip_norm(clip_norm)
@@ -76,11 +83,14 @@ class SelectionModule(lightning.LightningModule):
         self.strict_loading = False  # a LoRA checkpoint does not hold the frozen base
         self.model, self.selector = model, selector
         self._build = (scorer, optimizer, scheduler)
-        self.clip_norm, self.seed, self.record_tasks = clip_norm, seed, record_tasks
+        self.clip_norm, self.seed = clip_norm, seed
         self.budget = Budget()
         self.accumulated = Accumulated(pools_per_update)
         self.idle = Idle(max_idle_steps)
-        self._memory = Memory(selector, self.budget, self.idle, self.accumulated)
+        self.intake, self.limits = intake or Intake(), limits or Limits()
+        self.intake.check(selector)
+        self._choose = Chooser(selector, self.intake, seed, record_tasks)
+        self._memory = Memory(selector, self.budget, self.idle, self.accumulated, self.intake)
         self.stop = Stop()
         """A stop that was asked for, which is obeyed between two pools."""
         self.stage = ""
@@ -88,7 +98,7 @@ class SelectionModule(lightning.LightningModule):
         self.last_step: StepRecord | None = None
         self._scorer: Scorer | None = None
         self._scorer_state: dict[str, Any] | None = None
-        self._scored: tuple[Signals, Selection] | None = None
+        self._scored: tuple[Taken, Signals, Selection] | None = None
         self._val = TargetNLL()
 
     @property
@@ -99,14 +109,7 @@ class SelectionModule(lightning.LightningModule):
         return self._scorer
 
     def prepare(self, trainer: lightning.Trainer) -> torch.optim.Optimizer:
-        """Refuse and build what a fit would, outside one.
-
-        Args:
-            trainer: of the precision and devices that are meant.
-
-        Returns:
-            An optimizer of its own; a fit builds another.
-        """
+        """Refuse and build what a fit would, outside one; gives an optimizer of its own."""
         self.trainer = trainer
         self.on_fit_start()
         built = self.configure_optimizers()
@@ -119,7 +122,9 @@ class SelectionModule(lightning.LightningModule):
         trained = [(name, held) for name, held in self.model.named_parameters() if held.requires_grad]
         built = optimizer(trained if wants_names(optimizer) else [held for _, held in trained])
         self._scorer = scorer(self.model, built)
-        self._scorer.check(self.selector.needs)
+        self._scorer.check(self.intake.needs(self.selector.needs))
+        self.intake.cheaper.check(self._scorer.update)
+        self._scorer.meter.adds = True
         check_rates(built.param_groups)
         if self._scorer_state is not None:
             self._scorer.load_state_dict(self._scorer_state)
@@ -129,6 +134,7 @@ class SelectionModule(lightning.LightningModule):
         """Take SIGTERM and SIGINT from Lightning, which would leave in the middle of a measurement, without saving."""
         if self.stop.waits:
             self.stop.take()
+        self.trainer.should_stop |= self._spent
 
     def on_fit_start(self) -> None:
         """Refuse what would be silently wrong.
@@ -148,9 +154,12 @@ class SelectionModule(lightning.LightningModule):
         self.stop.obey()
         self.stage = "scoring"
         self.budget.start()
+        taken = self._take_up(batch)
         with self.trainer.precision_plugin.train_step_context():  # Lightning calls this hook outside autocast
-            self._scored = self._choose(batch)
-        self.budget.selected()
+            signals = self._choose.score(self.scorer, taken, batch.get("target"), self._check_parameters)
+            self.budget.lap("scoring", "selecting")
+            self._scored = taken, *self._choose(self.scorer, taken, signals, self.budget.steps)
+        self.budget.lap("selecting")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """One update on the kept candidates, then the step's record.
@@ -161,42 +170,41 @@ class SelectionModule(lightning.LightningModule):
         """
         assert self._scored is not None
         self.stage = "updating"
-        signals, selection = self._scored
+        taken, signals, selection = self._scored
         self._scored = None
-        pool, step = batch["pool"], self.budget.steps
+        pool, step = taken.pool, self.budget.steps
         losses = torch.full((len(signals),), torch.nan, dtype=torch.float32)
         if signals.losses is not None:
             losses = signals.losses.detach().float().cpu()
         rate = self._rate
         check_rates(self._optimizer.param_groups, step)
         check_losses(self.model, signals, step, rate)
+        gate = self.intake.learn(taken, signals, selection)
+        self.budget.lap("updating" if self.intake.plain else "gate")
         chosen = len(selection)
         loss, selection, updated = self._train(pool, selection, losses)
         if chosen and not len(selection) and signals.losses is None:
-            check_losses(self.model, self._with_losses(signals, pool), step, rate)
+            check_losses(self.model, with_losses(self.scorer, signals, pool), step, rate)
         self.idle.count(signals, selection, chosen)
-        kept_tokens = signals.tokens[selection.index.to(signals.tokens.device)]
-        self.budget.step(
-            examples=len(signals),
-            tokens=int(signals.tokens.sum()),
-            kept=len(selection),
-            kept_tokens=int(kept_tokens.sum()),
-            updated=updated,
-            target=len(batch["target"]["labels"]) if self.selector.needs.target else 0,
-            excluded=int((~signals.valid).sum()) + chosen - len(selection),
-            truncated=int(batch["truncated"].sum()),
-        )
-        metrics = step_metrics(loss, rate, signals, selection, self.budget.metrics(), self.scorer.target_loss)
-        self.last_step = StepRecord(step, batch["meta"], signals, selection, losses, metrics)
-        self._log(metrics)
+        for scorer in self.intake.cheaper.scorers(self.scorer):
+            self.budget.spend(*scorer.meter.take(updated and scorer is self.scorer))
+        counts = step_counts(taken, signals, selection, chosen, self._choose.needs, batch.get("target"))
+        self.budget.step(updated=updated, **counts)
+        metrics = step_metrics(loss, rate, signals, selection, self.budget.metrics() | gate, self.scorer.target_loss)
+        self.last_step = StepRecord(step, taken.meta, signals, selection, losses, metrics, taken)
+        self.log_dict({name: value for name, value in metrics.items() if value == value})
         if self._datamodule is not None:
             epoch, position = batch["key"]
             self._datamodule.position = (epoch, position + 1)
+        if updated and self.limits.follows:
+            self.limits.advance(self.lr_schedulers(), self.budget)
+        self.trainer.should_stop |= self._spent
         self.idle.check()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The pool is done with: what is saved from here on is whole."""
         self.stage = ""
+        self.budget.wait()
 
     @property
     def resumable(self) -> bool:
@@ -208,9 +216,9 @@ class SelectionModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch of target validation examples to that target's mean NLL."""
-        losses = example_losses(self.model, batch)
-        active = response_tokens(batch) > 0
-        self._val.add(dataloader_idx, losses, active)
+        self.budget.wait(False)
+        self.budget.flops_evaluation += self.scorer.meter.forward(batch)
+        self._val.add(dataloader_idx, example_losses(self.model, batch), response_tokens(batch) > 0)
 
     def on_validation_epoch_end(self) -> None:
         """Log the targets' NLL: their weighted mean, and each where there are several."""
@@ -218,6 +226,7 @@ class SelectionModule(lightning.LightningModule):
         if mean is not None:
             self.log("target/val_nll", mean, prog_bar=True, batch_size=1)
             self.log_dict(each, batch_size=1)
+        self.budget.wait()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Parameters and buffers without the frozen parameters, which the run can load again."""
@@ -235,30 +244,24 @@ class SelectionModule(lightning.LightningModule):
         if self._scorer is not None:
             self._scorer.load_state_dict(self._scorer_state)
 
-    def _choose(self, batch: dict[str, Any]) -> tuple[Signals, Selection]:
-        needs = step_needs(self.selector.needs, self.record_tasks)
-        target = batch.get("target")
-        if needs.target and target is None:
-            raise ValueError(f"{type(self.selector).__name__} needs a target task, and data.corpus has none")
-        try:
-            weight = None if target is None or not needs.target else target["weight"]
-            task = None if target is None or weight is None else target["task"]
-            signals = self.scorer(batch["pool"], target, needs, weight, target_task=task, meta=batch["meta"])
-        except TargetNotFinite as error:
-            self._check_parameters()
-            log.warning("pool %d: %s; no update (scoring.on_target_nan=skip)", self.budget.steps, error)
-            tokens = response_tokens(batch["pool"])
-            nothing = Selection(tokens.new_zeros(0), torch.zeros(0), {"target_not_finite": 1.0})
-            return self._with_losses(Signals(valid=tokens > 0, tokens=tokens), batch["pool"]), nothing
-        selection = self.selector(
-            signals, torch.Generator().manual_seed(step_seed(self.seed, self.budget.steps, SELECTION))
-        )
-        if self.scorer.target_reused:
-            log.warning("pool %d: target loss not finite; reusing the last target gradient", self.budget.steps)
-            selection = replace(selection, diagnostics={**selection.diagnostics, "target_reused": 1.0})
-        return signals, selection
+    def _take_up(self, batch: dict[str, Any]) -> Taken:
+        """What the step works on, where the model is."""
+        steps: Any = getattr(self._datamodule, "steps", None)
+        count = self.selector.filter_size if isinstance(self.selector, Sized) else 0
+        taken = self.intake(batch, getattr(steps, "pool_size", 0), count, self.seed, self.budget.steps)
+        if taken.drawn is None:
+            return taken
+        self.budget.seconds_features += taken.drawn.seconds
+        self.budget.lap("gate")
+        taken = filled(taken, steps, self.device)
+        self.budget.lap("loading")
+        return taken
 
-    def _train(self, pool: dict[str, Tensor], selection: Selection, losses: Tensor) -> tuple[float, Selection, bool]:
+    @property
+    def _spent(self) -> bool:
+        return self.limits.any and self.limits.share(self.budget) >= 1
+
+    def _train(self, pool: Batch, selection: Selection, losses: Tensor) -> tuple[float, Selection, bool]:
         """Gradient of a pool's choice and, where one is due, the optimizer's step.
 
         Fills in the losses it learns of. Gives the loss, what was really trained on, and whether a step was made.
@@ -293,13 +296,9 @@ class SelectionModule(lightning.LightningModule):
             self._check_parameters(updated=True)
             self._optimizer.zero_grad()
             schedule = cast(Any, self.lr_schedulers())
-            if schedule is not None:
+            if schedule is not None and not self.limits.follows:
                 schedule.step()
         return ready
-
-    def _with_losses(self, signals: Signals, pool: dict[str, Tensor]) -> Signals:
-        """Losses of the whole pool tell an odd batch from a model that is beyond help."""
-        return replace(signals, losses=self.scorer(pool, None, Needs(losses=True)).losses)
 
     def _check_parameters(self, updated: bool = False) -> None:
         check_parameters(self.model, self.budget.steps, self._rate, updated)
@@ -315,6 +314,3 @@ class SelectionModule(lightning.LightningModule):
     @property
     def _datamodule(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
-
-    def _log(self, metrics: dict[str, float]) -> None:
-        self.log_dict({name: value for name, value in metrics.items() if value == value})

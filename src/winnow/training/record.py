@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from winnow.data.encode import describe
+from winnow.records.ledger import Gated
 from winnow.selection import Selection
 from winnow.signals import Needs, Signals
+from winnow.training.intake import Taken
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class StepRecord:
         selection: what it chose and the update used.
         losses: per-example losses as far as they are known, NaN elsewhere.
         metrics: scalars of the step.
+        taken: the pool, and where a gate took it from.
     """
 
     step: int
@@ -31,6 +36,25 @@ class StepRecord:
     selection: Selection
     losses: Float[Tensor, " pool"]
     metrics: dict[str, float]
+    taken: Taken
+
+    @property
+    def gated(self) -> Gated | None:
+        """What a gate made of the draw; None for pools as they come."""
+        taken = self.taken
+        if taken.passed is None or taken.drawn is None:
+            return None
+        index = taken.passed.index
+        left = torch.ones(len(taken.passed.predicted), dtype=torch.bool)
+        left[index] = False
+        predicted, labels = taken.passed.predicted, taken.labels
+        return Gated(
+            predicted[index],
+            taken.passed.at_random,
+            torch.full((len(index),), torch.nan) if labels is None else labels,
+            describe([taken.drawn.examples[at] for at in left.nonzero().squeeze(1).tolist()]),
+            predicted[left],
+        )
 
 
 def step_metrics(
@@ -63,6 +87,41 @@ def step_metrics(
         **{f"select/{name}": float(value) for name, value in selection.diagnostics.items()},
         **budget,
         **({} if target_loss is None else {"target/loss": float(target_loss)}),
+    }
+
+
+def step_counts(
+    taken: Taken,
+    signals: Signals,
+    selection: Selection,
+    chosen: int,
+    needs: Needs,
+    target: Mapping[str, Tensor] | None,
+) -> dict[str, int]:
+    """What a step adds to the budget.
+
+    Args:
+        taken: the pool.
+        signals: of it.
+        selection: what was trained on.
+        chosen: how many had been chosen.
+        needs: what a scored pool is scored for.
+        target: the step's target batch.
+
+    Returns:
+        Arguments of :meth:`winnow.training.budget.Budget.step`.
+    """
+    kept = signals.tokens[selection.index.to(signals.tokens.device)]
+    return {
+        "examples": len(signals),
+        "tokens": int(signals.tokens.sum()),
+        "kept": len(selection),
+        "kept_tokens": int(kept.sum()),
+        "target": len(target["labels"]) if target is not None and taken.scored and needs.target else 0,
+        "excluded": int((~signals.valid).sum()) + chosen - len(selection),
+        "truncated": taken.truncated,
+        "drawn": len(signals) if taken.drawn is None else len(taken.drawn.examples),
+        "scored": int(taken.scored and needs.forward),
     }
 
 

@@ -11,6 +11,7 @@ from winnow.selectors.base import Selector
 from winnow.training.accumulate import Accumulated
 from winnow.training.budget import Budget
 from winnow.training.idle import Idle
+from winnow.training.intake import Intake
 
 
 class Memory:
@@ -21,10 +22,14 @@ class Memory:
         budget: counters.
         idle: pools without an update.
         accumulated: gradients added up for the coming update.
+        intake: gate and cadence.
     """
 
-    def __init__(self, selector: Selector, budget: Budget, idle: Idle, accumulated: Accumulated) -> None:
+    def __init__(
+        self, selector: Selector, budget: Budget, idle: Idle, accumulated: Accumulated, intake: Intake
+    ) -> None:
         self.selector, self.budget, self.idle, self.accumulated = selector, budget, idle, accumulated
+        self.intake = intake
 
     def state_dict(self, scorer: Scorer | None, optimizer: str) -> dict[str, Any]:
         """The ``winnow`` entry of a checkpoint.
@@ -44,6 +49,7 @@ class Memory:
             "accumulated": self.accumulated.state_dict(),
             "scorer": scorer.state_dict() if scorer is not None else {},
             "selector": self.selector.state_dict() if isinstance(self.selector, Stateful) else {},
+            "intake": self.intake.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -58,9 +64,11 @@ class Memory:
             self.accumulated.load_state_dict(state["accumulated"])
         if isinstance(self.selector, Stateful):
             self.selector.load_state_dict(state["selector"])
+        if "intake" in state:
+            self.intake.load_state_dict(state["intake"])
 
     def forgets(self, scorer: Scorer | None) -> bool:
-        """Whether neither selector nor target gradient remember earlier pools.
+        """Whether neither selector nor target gradient nor gate remember earlier pools.
 
         Args:
             scorer: holds the target gradient.
@@ -68,4 +76,6 @@ class Memory:
         Returns:
             True where a pool may be scored twice without a trace.
         """
-        return not isinstance(self.selector, Stateful) and (scorer is None or not scorer.target.keep)
+        return (
+            not isinstance(self.selector, Stateful) and self.intake.plain and (scorer is None or not scorer.target.keep)
+        )

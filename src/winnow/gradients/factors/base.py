@@ -131,6 +131,16 @@ class Factor(ABC):
         return None
 
     @property
+    def forming(self) -> float:
+        """Multiplications that forming every example's gradient takes."""
+        return 0.0
+
+    @property
+    def combining(self) -> float:
+        """Multiplications that :meth:`combine` or :meth:`inner` of all examples takes."""
+        return self.forming
+
+    @property
     def paired(self) -> bool:
         """Whether the outer products of :meth:`sides` are all there is of the gradients."""
         return False

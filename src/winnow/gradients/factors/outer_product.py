@@ -127,6 +127,11 @@ class OuterProduct(Formed):
         return self.left.shape[1]
 
     @property
+    def forming(self) -> float:
+        """B T d p."""
+        return float(len(self) * self.length * self.shape.numel())
+
+    @property
     def paired(self) -> bool:
         """There is nothing else."""
         return True

@@ -69,6 +69,17 @@ class Routed(Formed):
             torch.bmm(left.transpose(1, 2), right, out=out[:, at])
         return out
 
+    @property
+    def forming(self) -> float:
+        """B d p for every slot of the example that has the most of an expert."""
+        held = torch.nn.functional.one_hot(self.expert.clamp_max(self.count), self.count + 1)[..., : self.count]
+        return float(len(self) * self.shape[1:].numel() * int(held.sum(1).amax(0).sum()))
+
+    @property
+    def combining(self) -> float:
+        """D p for every slot."""
+        return float(self.shape[1:].numel() * int((self.expert < self.count).sum()))
+
     def combine(
         self, weight: Float[Tensor, " kept"], index: Int[Tensor, " kept"] | None = None
     ) -> Float[Tensor, "count left right"]:

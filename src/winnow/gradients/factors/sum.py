@@ -98,6 +98,16 @@ class Sum(Formed):
         return next((part.length for part in self.parts if part.length is not None), None)
 
     @property
+    def forming(self) -> float:
+        """Of all parts."""
+        return sum(part.forming for part in self.parts)
+
+    @property
+    def combining(self) -> float:
+        """Of all parts."""
+        return sum(part.combining for part in self.parts)
+
+    @property
     def factored(self) -> bool:
         """Whether all parts are outer products or scatters."""
         return all(isinstance(part, OuterProduct | Scatter) for part in self.parts)

@@ -1,0 +1,139 @@
+"""Ridge regression in closed form over a stream of labelled vectors, the older ones fading."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class OnlineRidge:
+    """Sufficient statistics of a ridge regression with forgetting, and its Gaussian posterior.
+
+    A <- gamma A + sum phi phi^T + (1 - gamma) lambda I and a <- gamma a + sum y phi, from A = lambda I and a = 0, so
+    that A is lambda I plus the faded sum, whatever gamma is; w = A^-1 a, with covariance sigma^2 A^-1. sigma^2 is the
+    faded mean of squared errors of predictions made before their labels were seen. All in float64.
+
+    Args:
+        dim: of the vectors.
+        ridge: lambda > 0; what shrinks w, in units of squared length of the vectors.
+        forgetting: gamma in (0, 1]; 1 forgets nothing.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, dim: int, ridge: float = 1.0, forgetting: float = 0.98) -> None:
+        if not 0 < ridge < float("inf"):
+            raise ValueError(f"gate.ridge must be a finite number > 0, got {ridge}")
+        if not 0 < forgetting <= 1:
+            raise ValueError(f"gate.forgetting must be in (0, 1], got {forgetting}")
+        self.dim, self.ridge, self.forgetting = dim, ridge, forgetting
+        self._moment = ridge * torch.eye(dim, dtype=torch.float64)
+        self._sum = torch.zeros(dim, dtype=torch.float64)
+        self._errors = torch.zeros(2, dtype=torch.float64)  # faded sum of squared errors, and how many
+        self._factor: Tensor | None = None
+        self._weights = torch.zeros(dim, dtype=torch.float64)
+
+    @property
+    def weights(self) -> Float[Tensor, " dim"]:
+        """w, the posterior mean; zero before anything was learned."""
+        self._solve()
+        return self._weights
+
+    @property
+    def noise(self) -> float:
+        """sigma, the standard deviation of labels about their predictions; 1 before any error is known."""
+        total, count = self._errors.tolist()
+        return float((total / count) ** 0.5) if count else 1.0
+
+    def learn(self, vectors: Float[Tensor, "examples dim"], labels: Float[Tensor, " examples"]) -> None:
+        """Take in labelled vectors; older ones fade once per call.
+
+        Args:
+            vectors: phi.
+            labels: y, finite.
+
+        Raises:
+            ValueError: a label is not finite.
+        """
+        if not bool(labels.isfinite().all()):
+            raise ValueError("a label is not finite: leave such candidates out")
+        vectors, labels = vectors.double(), labels.double()
+        errors = labels - vectors @ self.weights
+        gamma = self.forgetting
+        self._errors.mul_(gamma).add_(torch.stack([errors.square().sum(), errors.new_tensor(float(len(errors)))]))
+        self._moment.mul_(gamma).addmm_(vectors.T, vectors)
+        self._moment.diagonal().add_((1 - gamma) * self.ridge)
+        self._sum.mul_(gamma).add_(vectors.T @ labels)
+        self._factor = None
+
+    def predict(self, vectors: Float[Tensor, "examples dim"]) -> Float[Tensor, " examples"]:
+        """phi^T w.
+
+        Args:
+            vectors: phi.
+
+        Returns:
+            Predictions in float64.
+        """
+        return vectors.double() @ self.weights
+
+    def draw(self, generator: torch.Generator) -> Float[Tensor, " dim"]:
+        """Weights drawn from the posterior N(w, sigma^2 A^-1).
+
+        Args:
+            generator: on the CPU.
+
+        Returns:
+            One draw.
+        """
+        factor = self._solve()
+        normal = torch.randn(self.dim, 1, generator=generator, dtype=torch.float64)
+        # A = L L^T, so L^-T z has covariance A^-1.
+        return self.weights + self.noise * torch.linalg.solve_triangular(factor.mT, normal, upper=True).squeeze(1)
+
+    def deviation(self, vectors: Float[Tensor, "examples dim"]) -> Float[Tensor, " examples"]:
+        """Sigma sqrt(phi^T A^-1 phi), the posterior's standard deviation of each prediction.
+
+        Args:
+            vectors: phi.
+
+        Returns:
+            In float64.
+        """
+        whitened = torch.linalg.solve_triangular(self._solve(), vectors.double().T, upper=False)
+        return self.noise * whitened.norm(dim=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics.
+
+        Returns:
+            Tensors.
+        """
+        return {"moment": self._moment, "sum": self._sum, "errors": self._errors}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from saved statistics.
+
+        Args:
+            state: what ``state_dict`` gave.
+
+        Raises:
+            ValueError: they are of vectors of another length.
+        """
+        if state["sum"].shape != (self.dim,):
+            raise ValueError(
+                f"the gate's state is of features of dimension {len(state['sum'])}, and gate.features gives {self.dim}"
+            )
+        self._moment, self._sum = state["moment"].clone(), state["sum"].clone()
+        self._errors, self._factor = state["errors"].clone(), None
+
+    def _solve(self) -> Tensor:
+        """Factor A and solve for w, once after every change."""
+        if self._factor is None:
+            self._factor = torch.linalg.cholesky(self._moment)
+            self._weights = torch.cholesky_solve(self._sum[:, None], self._factor).squeeze(1)
+        return self._factor

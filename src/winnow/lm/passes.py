@@ -1,0 +1,48 @@
+"""What went through a model: the shape of every pass, from which its cost follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from winnow.lm.layout import Batch, response_mask
+
+FORWARD, CAPTURED, TRAINED = "forward", "captured", "trained"
+"""A forward alone; with a backward that hands over per-example gradients; with autograd's, weight gradients and all."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of a batch.
+
+    Args:
+        kind: ``forward`` | ``captured`` | ``trained``.
+        rows: of the batch.
+        length: of a row, padding included.
+        columns: positions of a row that logits are computed at.
+        tokens: that are no padding.
+    """
+
+    kind: str
+    rows: int
+    length: int
+    columns: int
+    tokens: int
+
+    @classmethod
+    def of(cls, batch: Batch, kind: str | None = None) -> Pass:
+        """The pass that a padded batch makes, once its tokens are in front.
+
+        Args:
+            batch: the examples.
+            kind: as above; by default a forward, and a trained one where autograd is on.
+
+        Returns:
+            Its shape.
+        """
+        if kind is None:
+            kind = TRAINED if torch.is_grad_enabled() else FORWARD
+        columns = int(response_mask(batch["labels"]).any(0).sum())
+        rows, length = batch["input_ids"].shape
+        return cls(kind, rows, length, max(columns, 1), int(batch["attention_mask"].sum()))

@@ -1,0 +1,158 @@
+"""The operations of scoring and updating follow from shapes, as torch's own counter sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.families import FAMILIES, build, ragged
+from winnow.lm.passes import FORWARD, TRAINED, Pass
+from winnow.optim import MuonWithAdamW
+from winnow.scorer import Scorer
+from winnow.scorer.flop_counter import counted
+from winnow.scorer.flops import Flops, Rates
+from winnow.scorer.meter import step_flops
+from winnow.selection import Selection
+from winnow.signals import Needs
+
+POOL, TARGET = ragged([14, 9, 11, 12, 8, 13]), ragged([10, 7, 12], seed=1)
+BOTH = Needs(gram=1, alignment=1)
+KEPT = Selection(torch.tensor([0, 2, 3]), torch.ones(3))
+
+
+def ready(model: torch.nn.Module, needs: Needs, optimizer: Any = None, **options: Any) -> Scorer:
+    """After a first step: the optimizer has a state, and what is counted once is counted."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained) if optimizer is None else optimizer(model)
+    scorer = Scorer(model, optimizer, verify=False, **options)
+    scorer(POOL, TARGET, needs)
+    scorer.backward(POOL, KEPT)
+    optimizer.step()
+    optimizer.zero_grad()
+    scorer.meter.take(False)
+    return scorer
+
+
+def both(scorer: Scorer, needs: Needs, run: Callable[[], Any]) -> tuple[Flops, float]:
+    """What the meter says of something, and what torch counts."""
+    expected = counted(run)
+    return scorer.meter.take(False)[0], expected
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_ten_families_full_and_lora(family: str, lora: bool) -> None:
+    scorer = ready(build(family, lora=lora), BOTH)
+    scoring, expected = both(scorer, BOTH, lambda: scorer(POOL, TARGET, BOTH))
+    assert scoring.total == pytest.approx(expected, rel=0.005)
+    assert scoring.weights == 0 < min(scoring.forward, scoring.backward, scoring.attention, scoring.products)
+    update, expected = both(scorer, BOTH, lambda: scorer.backward(POOL, KEPT))
+    assert update.total == pytest.approx(expected, rel=1e-9)
+    assert update.products == 0 < min(update.forward, update.backward, update.weights, update.attention)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_shapes_that_were_never_probed(attention: str) -> None:
+    model = build("llama", attention=attention)
+    rates = Rates(Scorer(model, torch.optim.SGD(model.parameters()))._pass.scope.forward, {})
+    for lengths in ([1, 1], [31], [5, 30, 3, 8]):
+        batch, found = ragged(lengths), Flops()
+        rates.add(found, [Pass.of(batch, FORWARD)])
+        with torch.no_grad():
+            expected = counted(lambda batch=batch: rates._forward.losses(batch))  # type: ignore[misc]
+        assert found.total == pytest.approx(expected, rel=1e-9)
+        assert found.attention > 0
+
+
+MODES = {
+    "one_pass": (BOTH, {"update": "one_pass"}, 0.01),
+    "last": (BOTH, {"layers": "last:1"}, 0.01),
+    "packed": (BOTH, {"pack": True}, 0.01),
+    "reused target": (BOTH, {"every": 2}, 0.01),
+    "averaged target": (BOTH, {"target_ema": 0.9}, 0.01),
+    "ghost": (Needs(gram=0, alignment=0), {"mode": "ghost"}, 0.01),
+    "sketch": (BOTH, {"mode": "sketch", "sketch_dim": 4}, 0.02),
+    "in pieces": (BOTH, {"pool_micro_batch": 2}, 0.07),
+    "alignment alone": (Needs(alignment=0), {}, 0.01),
+    "norms alone": (Needs(norms=1), {}, 0.01),
+    "norms and alignment": (Needs(norms=1, alignment=1), {}, 0.01),
+    "other powers": (Needs(gram=2, alignment=1), {}, 0.01),
+    "momentum": (Needs(gram=1, alignment=1, momentum=True), {}, 0.01),
+    "count sketch": (Needs(gram=1, alignment=1, sketch=64), {}, 0.01),
+    "losses": (Needs(losses=True), {}, 1e-9),
+    "curvature": (Needs(alignment=0, curvature=True), {}, 0.07),
+}
+
+
+@pytest.mark.parametrize("name", list(MODES))
+def test_every_way_of_scoring(name: str) -> None:
+    needs, options, tolerance = MODES[name]
+    scorer = ready(build("llama"), needs, **options)
+    found, expected = both(scorer, needs, lambda: scorer(POOL, TARGET, needs))
+    assert found.total == pytest.approx(expected, rel=tolerance)
+
+
+def test_scoring_the_last_layers_stops_there() -> None:
+    totals = {}
+    for layers in ("all", "last:1"):
+        scorer = ready(build("llama"), BOTH, layers=layers)
+        totals[layers] = both(scorer, BOTH, lambda scorer=scorer: scorer(POOL, TARGET, BOTH))  # type: ignore[misc]
+    (whole, counted_whole), (last, counted_last) = totals["all"], totals["last:1"]
+    assert last.forward == whole.forward and last.backward < 0.75 * whole.backward
+    assert last.products < 0.75 * whole.products and counted_last < 0.85 * counted_whole
+
+
+def test_an_update_out_of_the_scoring_pass_takes_weight_gradients_alone() -> None:
+    scorer = ready(build("llama"), BOTH, update="one_pass")
+    scorer(POOL, TARGET, BOTH)
+    scorer.meter.take(False)
+    scorer.assign_update(KEPT)
+    found, _ = scorer.meter.take(False)
+    assert found.weights == found.total > 0
+
+
+def test_muon_s_iterations_are_counted_and_elementwise_steps_are_not() -> None:
+    model = build("llama")
+    optimizer = MuonWithAdamW(model.named_parameters())
+    model(**{key: POOL[key] for key in ("input_ids", "attention_mask")}).logits.sum().backward()
+    assert step_flops(optimizer) == counted(optimizer.step) > 0
+    assert step_flops(torch.optim.AdamW(model.parameters())) == 0
+
+
+def test_what_nobody_reads_does_not_pile_up_and_what_somebody_does_adds_up() -> None:
+    scorer = ready(build("llama"), BOTH)
+    for _ in range(3):
+        scorer(POOL, TARGET, BOTH)
+    once = scorer.meter.take(False)[0].forward
+    scorer.meter.adds = True
+    for _ in range(3):
+        scorer(POOL, TARGET, BOTH)
+    found, passes = scorer.meter.take(False)
+    assert found.forward == 3 * once and len(passes) == 3
+    assert scorer.meter.take(False)[0].total == 0
+
+
+def test_counting_leaves_no_trace() -> None:
+    """Neither in parameters, gradients, flags and hooks, nor in a random generator."""
+    model, heard = build("gpt2"), []
+    model.train()
+    for parameter in model.parameters():
+        parameter.register_hook(lambda gradient: heard.append(gradient))
+    before = [parameter.clone() for parameter in model.parameters()]
+    identities = [id(parameter) for parameter in model.parameters()]
+    state, rates = (
+        torch.get_rng_state(),
+        Rates(Scorer(model, torch.optim.SGD(model.parameters()))._pass.scope.forward, {}),
+    )
+    rates.add(Flops(), [Pass.of(POOL, TRAINED)])
+    assert torch.equal(torch.get_rng_state(), state) and not heard and model.training
+    assert [id(parameter) for parameter in model.parameters()] == identities
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(one, parameter) for one, parameter in zip(before, model.parameters(), strict=True))
+
+
+def test_tokens_are_those_that_are_no_padding() -> None:
+    assert Pass.of(POOL, FORWARD) == Pass(FORWARD, 6, 14, int((POOL["labels"][:, 1:] != -100).any(0).sum()), 67)
