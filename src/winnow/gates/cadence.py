@@ -85,7 +85,9 @@ class Cadence:
         ValueError: an argument is out of range.
     """
 
-    def __init__(self, period: int | str = 1, longest: int = 16, trusted: float = 0.3, falling: float = 0.1) -> None:
+    def __init__(
+        self, period: float | int | str = 1, longest: int = 16, trusted: float = 0.3, falling: float = 0.1
+    ) -> None:
         whole = isinstance(period, int) and not isinstance(period, bool)
         if period != ADAPTIVE and not (whole and int(period) >= 1):
             raise ValueError(f"scoring.period must be a whole number >= 1, or {ADAPTIVE}; got {period!r}")
