@@ -81,6 +81,8 @@ def main() -> None:
             f"{_number(memory and memory['ratio']):>8}",
             flush=True,
         )
+        if case.period is not None:
+            print(f"    {found['gate_share']:.2%} of it the gate's, its features included (bar 2 %)", flush=True)
         if options.gpu:
             peaks = "" if memory is None else f", peak {memory['plain']:.0f} and {memory['select']:.0f} MiB"
             print(

@@ -13,12 +13,14 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from winnow.gates import Candidate, Draw, LinearGate, NGrams
 from winnow.lm.batch import pieces
 from winnow.lm.losses import example_losses
 from winnow.scorer import Scorer
 from winnow.scorer.update import weighted_backward
 from winnow.selection import Selection
 from winnow.selectors import FilterWeight, MaxLoss
+from winnow.signals import Needs, Signals
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Case:
         brute: scores by a backward per example, with no update, in place of selecting.
         micro: examples that go through the model at a time, on both sides; None for all.
         scoring: options of the scorer.
+        period: behind a gate, of whose 4 B raw candidates a pool is scored at every so many steps and the best k are
+            trained on in between, against plain training on k candidates at every step; None for no gate.
     """
 
     name: str
@@ -69,6 +73,7 @@ class Case:
     brute: bool = False
     micro: int | None = None
     scoring: dict[str, Any] = field(default_factory=dict)
+    period: int | None = None
 
     @property
     def floor(self) -> float | None:
@@ -77,6 +82,9 @@ class Case:
         With no G_i stored: where they are, as where that takes no more memory, the update takes none.
         """
         total, kept = self.pool + self.target, 2 * self.keep
+        if self.period is not None:
+            scored = 6 * total + 2 * self.pool * self.pool / self.tokens + kept
+            return (scored + 6 * self.keep * (self.period - 1)) / (6 * self.keep * self.period)
         if self.brute or self.lora is not None:
             return None
         if self.forward_only:
@@ -109,6 +117,7 @@ def cases(quick: bool) -> list[Case]:
         Case("full, exact, AdamW, T=2048", None, pool=2, target=1, keep=1, tokens=2048),
         Case("LoRA r=8, exact, AdamW, T=2048", None, pool=2, target=1, keep=1, tokens=2048, lora=8),
         Case("brute force: a backward per example", None, brute=True),
+        Case("behind a gate, scored at every 8th step", None, keep=4, period=8),
     ]
     if not quick:
         return full
@@ -193,9 +202,18 @@ class Bench:
             else FilterWeight(filter_size=case.keep, match=case.match)
         )
         self.generator = torch.Generator().manual_seed(0)
+        self.gate = LinearGate(NGrams(512))
+        self.in_gate = 0.0
+        """Seconds of the last :meth:`select` that were the gate's, its features included."""
+        if case.period is not None:
+            self.draws = [_texts(4 * case.pool, case.tokens * 3 // 4, seed) for seed in range(case.period)]
 
     def plain(self) -> None:
         """Forward, backward and step over pool and target: the same losses, the same attention."""
+        if self.case.period is not None:
+            for _ in range(self.case.period):
+                self._train(Selection(torch.arange(self.case.keep), torch.ones(self.case.keep)))
+            return
         for _, few in pieces(self.whole, self.case.micro):
             (example_losses(self.model, few).sum() / len(self.whole["labels"])).backward()
         self.optimizer.step()
@@ -206,7 +224,13 @@ class Bench:
         if self.case.brute:
             self._brute()
             return
-        signals = self.scorer(self.pool, self.target, self.selector.needs)
+        if self.case.period is not None:
+            self._behind_a_gate(self.case.period)
+            return
+        self._scored(self.selector.needs)
+
+    def _scored(self, needs: Needs) -> tuple[Signals, Selection]:
+        signals = self.scorer(self.pool, self.target, needs)
         selection = self.selector(signals, self.generator)
         if len(selection) != self.case.keep:
             # Of random tokens no candidate may help the target, and the solver keeps one: k are to be paid for.
@@ -220,6 +244,31 @@ class Bench:
             self.scorer.assign_update(selection)
         else:
             weighted_backward(self.model, self.pool, selection, micro_batch=self.case.micro)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return signals, selection
+
+    def _behind_a_gate(self, period: int) -> None:
+        """So many steps, the first of them scored; which tokens are trained on makes no difference to their price."""
+        self.in_gate = 0.0
+        for step in range(period):
+            started = perf_counter()
+            draw = Draw.of(self.draws[step], self.gate.features)
+            if step:
+                passed = self.gate.best(draw, self.case.keep, self.generator)
+                self.in_gate += perf_counter() - started
+                self._train(Selection(torch.arange(len(passed)), torch.ones(len(passed))))
+                continue
+            passed = self.gate.admit(draw, self.case.pool, self.generator)
+            self.in_gate += perf_counter() - started
+            signals, selection = self._scored(self.gate.needs(self.selector.needs))
+            started = perf_counter()
+            self.gate.learn(draw, passed, signals, selection)
+            self.gate.metrics()
+            self.in_gate += perf_counter() - started
+
+    def _train(self, selection: Selection) -> None:
+        weighted_backward(self.model, self.pool, selection, micro_batch=self.case.micro)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -237,6 +286,24 @@ class Bench:
         scaled = g * p
         scaled @ g.T
         scaled @ tau
+
+
+@dataclass(frozen=True)
+class Text:
+    """A raw candidate of random words."""
+
+    prompt: str
+    response: str
+    source: str = "benchmarks"
+
+
+def _texts(count: int, words: int, seed: int) -> list[Candidate]:
+    drawn = torch.randint(0, 5000, (count, 2, max(words // 2, 1)), generator=torch.Generator().manual_seed(seed))
+    return [Text(*(" ".join(_word(one) for one in part) for part in text)) for text in drawn.tolist()]
+
+
+def _word(number: int) -> str:
+    return "".join(chr(97 + int(digit)) for digit in str(number))
 
 
 def sides(bench: Bench) -> dict[str, Callable[[], None]]:

@@ -63,6 +63,7 @@ def timed(bench: Bench, rounds: int, device: torch.device) -> dict[str, Any]:
         "seconds": seconds,
         "ratio": spread(ratios),
         "tokens_per_second": tokens / statistics.median(seconds["select"]),
+        "gate_share": bench.in_gate / seconds["select"][-1],
         "choosing_share": statistics.median(seconds["choosing"]) / statistics.median(seconds["select"]),
     }
 

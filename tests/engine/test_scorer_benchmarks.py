@@ -38,7 +38,9 @@ def test_every_case_steps_on_both_sides(case: Case) -> None:
     assert all(parameter.grad is None for parameter in after)
 
 
-@pytest.mark.parametrize("case", [case for case in cases(quick=False) if not case.brute], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [case for case in cases(quick=False) if not case.brute and not case.period], ids=lambda case: case.name
+)
 def test_the_update_is_that_of_k_candidates(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where the solver finds fewer of use, as it does among random tokens."""
     bench, kept = Bench(tiny(case), TINY, CPU, torch.float32), []
@@ -129,3 +131,17 @@ def test_timing_and_memory_look_at_both_sides() -> None:
     memory = peak(bench, CPU, times=2)
     assert memory is None or memory["plain"] > 0
     assert len(choosing(2, 12, 3)) == 2
+
+
+def test_behind_a_gate_one_step_in_so_many_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    (case,) = (case for case in cases(quick=False) if case.period)
+    bench, scored, trained = Bench(tiny(case), TINY, CPU, torch.float32), [], []
+    score, train = bench._scored, bench._train
+    monkeypatch.setattr(bench, "_scored", lambda needs: (scored.append(needs), score(needs))[1])
+    monkeypatch.setattr(bench, "_train", lambda found: (trained.append(len(found)), train(found))[1])
+    bench.select()
+    assert len(scored) == 1 and trained == [2] * 7 and 0 < bench.in_gate
+    trained.clear()
+    bench.plain()
+    assert trained == [2] * 8, "as many examples on the other side"
+    assert bench.gate.model.weights.abs().max() > 0
