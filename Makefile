@@ -13,7 +13,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := outputs/demo
 DEMO_OPTIONS ?=
-RUNS ?= $(wildcard $(DEMO)/filter_weight $(DEMO)/random)
+DEMOS := $(DEMO)/gate $(DEMO)/random $(DEMO)/whole_pool
+RUNS ?= $(wildcard $(DEMOS))
 TESTS ?=
 BENCH_ARGS ?=
 
@@ -34,11 +35,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: $(READY)  ## filter_weight and random on the same stream and budget, side by side (about three minutes)
-	@rm -rf $(DEMO)/filter_weight $(DEMO)/random
-	$(BIN)/python train.py experiment=demo hydra.run.dir=$(DEMO)/filter_weight $(DEMO_OPTIONS)
+demo: $(READY)  ## a gate and filter_weight, random and the whole pool at equal compute, side by side (three minutes)
+	@rm -rf $(DEMOS)
+	$(BIN)/python train.py experiment=demo gate=ngrams scoring.period=8 hydra.run.dir=$(DEMO)/gate $(DEMO_OPTIONS)
 	$(BIN)/python train.py experiment=demo baseline=random hydra.run.dir=$(DEMO)/random $(DEMO_OPTIONS)
-	$(BIN)/python -m winnow.report $(DEMO)/filter_weight $(DEMO)/random --out $(DEMO)/compare.png
+	$(BIN)/python train.py experiment=demo baseline=full hydra.run.dir=$(DEMO)/whole_pool $(DEMO_OPTIONS)
+	$(BIN)/python -m winnow.report $(DEMOS) --out $(DEMO)/compare.png --gate-out $(DEMO)/gate.png
 
 # One thread each: two tests side by side are faster than one with two threads at these sizes.
 test: $(READY)  ## the whole test suite; TESTS=tests/engine for a part

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import context, costs
+from benchmarks import context, costs, scores
 from benchmarks.cases import Bench, Case, Size, cases, gpu_cases
 from benchmarks.measure import choosing, fidelity, peak, timed
 from tests.reference import relative
@@ -140,8 +140,19 @@ def test_behind_a_gate_one_step_in_so_many_is_scored(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(bench, "_scored", lambda needs: (scored.append(needs), score(needs))[1])
     monkeypatch.setattr(bench, "_train", lambda found: (trained.append(len(found)), train(found))[1])
     bench.select()
-    assert len(scored) == 1 and trained == [2] * 7 and 0 < bench.in_gate
+    assert len(scored) == 1 and trained == [2] * 7 and bench.in_gate > 0
     trained.clear()
     bench.plain()
     assert trained == [2] * 8, "as many examples on the other side"
     assert bench.gate.model.weights.abs().max() > 0
+
+
+def test_cheaper_scores_are_compared_with_exact_ones_of_the_same_state() -> None:
+    found = scores.measured(seed=0, steps=5, every=2)
+    assert set(found) == {way.name for way in scores.WAYS}
+    exact = found["exact"]
+    assert exact.rank == [pytest.approx(1.0)] * 2 and exact.common == [1.0] * 2
+    for name, one in found.items():
+        assert len(one.rank) == len(one.flops) == len(one.seconds) == 2 and all(-1 <= rank <= 1 for rank in one.rank)
+        if name.startswith(("scoring.layers", "scoring.max_tokens=24")):
+            assert sum(one.flops) < 0.75 * sum(exact.flops)

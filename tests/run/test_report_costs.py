@@ -162,3 +162,17 @@ def test_cost_in_words() -> None:
     assert flops.startswith("1e+10 floating-point operations (forward 60 %, backward 30 %, weights 10 %)")
     assert tokens == "1,000 tokens forward, 500 backward through the model"
     assert cost_lines({"examples_seen": 3}) == []
+
+
+def test_runs_that_spend_operations_are_held_to_operations(tmp_path: Path) -> None:
+    def run(number: int, flops: float, trained: int) -> Any:
+        folder = make(tmp_path / str(number), "random", number, trained=trained)
+        config, summary = (json.loads((folder / name).read_text()) for name in ("config.json", "summary.json"))
+        write_json(folder / "config.json", config | {"budget": {"flops": 1e9, "examples": None}})
+        summary["budget"] |= {"flops_forward": flops, "flops_evaluation": 5e9}
+        write_json(folder / "summary.json", summary)
+        return load(folder)
+
+    assert not compare([run(0, 1.00e9, 10), run(1, 1.03e9, 90)]).warnings
+    (warning,) = compare([run(2, 1.00e9, 10), run(3, 1.20e9, 10)]).warnings
+    assert warning == "not the same budget: from 1e+09 to 1.2e+09 operations (20.0 % more)"

@@ -347,3 +347,9 @@ def test_what_was_spent_is_counted_for_every_phase() -> None:
     watched = runs.fit(Random(filter_size=2), steps=4, limit_val_batches=1.0, val_check_interval=2)
     assert watched.budget.flops_evaluation > 0
     assert watched.budget.flops == runs.fit(Random(filter_size=2), steps=4).budget.flops
+
+
+def test_pools_left_over_where_a_budget_ends_make_an_update() -> None:
+    module = runs.fit(Random(filter_size=2), steps=-1, max_epochs=-1, pools_per_update=3, limits=Limits(examples=10))
+    assert module.budget.steps == 5 and module.budget.examples_trained == 10
+    assert module.budget.updates == 2 == module.trainer.global_step and module.accumulated.seen == 0

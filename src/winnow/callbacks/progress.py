@@ -84,7 +84,7 @@ class Progress(TQDMProgressBar):
             return
         done, total, unit = self._position(trainer, pl_module)
         every = max(1, round(total / self.lines)) if total else UNBOUNDED_EVERY
-        if done != self._printed and done and (done % every == 0 or done == total):
+        if done != self._printed and done and (done // every > self._printed // every or done == total):
             self._printed = done
             texts = [f"{name} {text}" for name, text in self.get_metrics(trainer, pl_module).items()]
             log.info("%s %d%s: %s", unit, done, f" of {total}" if total else "", ", ".join(texts))
@@ -99,6 +99,8 @@ class Progress(TQDMProgressBar):
 
     def _position(self, trainer: lightning.Trainer, pl_module: Any) -> tuple[int, int | None, str]:
         """How far the run is, how far it goes if that is known, and in what unit."""
+        if pl_module.limits.any:
+            return min(int(100 * pl_module.limits.share(pl_module.budget)), 100), 100, "percent of the budget"
         if trainer.max_steps > 0:
             return pl_module.budget.updates, trainer.max_steps, "update"
         pools = self.total_train_batches * (trainer.max_epochs or 0)

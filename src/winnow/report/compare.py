@@ -15,6 +15,8 @@ from winnow.records.folder import flatten
 from winnow.report.load import Run
 
 LEVEL = 0.95
+LAST_STEP = 0.05
+"""By so much the last step of a run may go beyond its budget and still be as much as another's."""
 # What runs may differ in and still be the same experiment but for the selector.
 FREE = ("selector", "gate", "name", "out", "logger", "seed", "tags", "callbacks", "export", "ckpt_path")
 FREE_KEYS = ("scoring.period", "scoring.between", "data.draw_size")
@@ -223,12 +225,7 @@ def protocol(runs: Sequence[Run]) -> list[str]:
         values = list(dict.fromkeys(repr(config.get(key)) for config in configs))
         if len(values) > 1:
             messages.append(f"not the same protocol: {key} is {' or '.join(values)}")
-    budgets = [int(run.summary["budget"]["examples_trained"]) for run in runs]
-    if len(set(budgets)) > 1:
-        messages.append(
-            f"not the same budget: from {min(budgets):,} to {max(budgets):,} examples trained on "
-            f"({100 * (max(budgets) / max(min(budgets), 1) - 1):.1f} % more)"
-        )
+    messages += _budgets(runs)
     origins: dict[str, set[Any]] = {
         "commit": {(run.provenance.get("git") or {}).get("commit") for run in runs},
         "torch": {(run.provenance.get("packages") or {}).get("torch") for run in runs},
@@ -240,6 +237,34 @@ def protocol(runs: Sequence[Run]) -> list[str]:
     if any((run.provenance.get("git") or {}).get("dirty") for run in runs):
         messages.append("made with uncommitted changes to the code (provenance.json: git.dirty)")
     return messages
+
+
+def _budgets(runs: Sequence[Run]) -> list[str]:
+    """Whether runs that were to spend as much have: examples, or what ``budget`` bounds."""
+    bounds = [{name for name, value in (run.config.get("budget") or {}).items() if value is not None} for run in runs]
+    name, least = "examples", 0.0
+    if set.intersection(*bounds) == {"flops"}:
+        name, least = "flops", LAST_STEP
+    spent = [spending(run)[name] for run in runs]
+    low, high = min(spent), max(spent)
+    if high <= low * (1 + least):
+        return []
+    of = {"examples": f"{low:,.0f} to {high:,.0f} examples trained on", "flops": f"{low:.3g} to {high:.3g} operations"}
+    return [f"not the same budget: from {of[name]} ({100 * (high / max(low, 1) - 1):.1f} % more)"]
+
+
+def spending(run: Run) -> dict[str, float]:
+    """What a finished run has spent.
+
+    Args:
+        run: the run.
+
+    Returns:
+        ``examples`` trained on, ``flops`` of training, and ``seconds`` in steps.
+    """
+    budget = run.summary["budget"]
+    flops = sum(value for name, value in budget.items() if name.startswith("flops_") and name != "flops_evaluation")
+    return {"examples": float(budget["examples_trained"]), "flops": float(flops), "seconds": float(budget["seconds"])}
 
 
 def _differences(done: Sequence[tuple[str, Run]], control: str) -> Iterator[Difference]:

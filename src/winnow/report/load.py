@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,19 @@ def load(folder: Path) -> Run:
         composition=_composition(folder),
         error=str(status.get("error", "")),
     )
+
+
+def offering(runs: Sequence[Run]) -> list[Run]:
+    """Runs whose pools tell what the stream offers: those without a gate, or all where each has one.
+
+    Args:
+        runs: any.
+
+    Returns:
+        Of those with a ledger.
+    """
+    known = [run for run in runs if run.composition]
+    return [run for run in known if not run.config.get("gate")] or known
 
 
 def _json(path: Path) -> dict[str, Any]:

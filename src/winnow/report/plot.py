@@ -17,7 +17,7 @@ from winnow.records.shown import plotted
 from winnow.report.compare import Comparison
 from winnow.report.composition import Composition, all_usable, labelled, ordered, shares
 from winnow.report.equal import AXES
-from winnow.report.load import Run
+from winnow.report.load import Run, offering
 
 # Okabe and Ito's colours, told apart by the colour-blind; yellow is left out, too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -131,8 +131,8 @@ def _compositions(comparison: Comparison) -> dict[str, dict[str, float]]:
     if not methods:
         return {}
     bars = {name: _pooled(found, "kept") for name, found in methods.items()}
-    stream = _pooled([one for found in methods.values() for one in found], "usable")
-    whole = all(all_usable(one) for found in methods.values() for one in found)
+    plain = [run.composition for run in offering([run for runs in comparison.methods.values() for run in runs])]
+    stream, whole = _pooled(plain, "usable"), all(map(all_usable, plain))
     return {"stream" if whole else "could be chosen": stream, **bars}
 
 

@@ -14,7 +14,7 @@ from winnow.report.compare import Comparison, figures
 from winnow.report.composition import all_usable, labelled, ordered, shares
 from winnow.report.equal import AXES, Equal, equal_costs, winners
 from winnow.report.gate import gate_figures, sentences
-from winnow.report.load import Run
+from winnow.report.load import Run, offering
 from winnow.report.summary import nats, percent
 
 MOST_WARNINGS = 12
@@ -244,10 +244,9 @@ def _compositions(comparison: Comparison) -> Table | None:
         rows += [(f"{name}, seed {run.seed}", shares(run.composition, "kept")) for run in runs if run.composition]
     if not rows:
         return None
-    streams: dict[tuple[tuple[str, float], ...], None] = {}
-    for runs in comparison.methods.values():
-        streams.update({tuple(shares(run.composition, "usable").items()): None for run in runs if run.composition})
-    whole = all(all_usable(run.composition) for runs in comparison.methods.values() for run in runs if run.composition)
+    plain = offering([run for runs in comparison.methods.values() for run in runs])
+    streams = dict.fromkeys(tuple(shares(run.composition, "usable").items()) for run in plain)
+    whole = all(all_usable(run.composition) for run in plain)
     title = "stream" if whole else "what could be chosen"
     title = title if len(streams) == 1 else f"{title}, one of its seeds"
     rows.insert(0, (title, dict(next(iter(streams)))))

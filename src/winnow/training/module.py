@@ -119,8 +119,7 @@ class SelectionModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule over the parameters that require gradients."""
         scorer, optimizer, scheduler = self._build
-        trained = [(name, held) for name, held in self.model.named_parameters() if held.requires_grad]
-        built = optimizer(trained if wants_names(optimizer) else [held for _, held in trained])
+        built = optimizer(list(self._trained.items() if wants_names(optimizer) else self._trained.values()))
         self._scorer = scorer(self.model, built)
         self._scorer.check(self.intake.needs(self.selector.needs))
         self.intake.cheaper.check(self._scorer.update)
@@ -137,20 +136,11 @@ class SelectionModule(lightning.LightningModule):
         self.trainer.should_stop |= self._spent
 
     def on_fit_start(self) -> None:
-        """Refuse what would be silently wrong.
-
-        Raises:
-            NotFinite: a parameter is not finite.
-            ValueError: float16, or more than one process.
-        """
+        """Refuse what would be silently wrong: see :func:`winnow.training.health.check_start`."""
         check_start(self.model, self.trainer.precision, self.trainer.world_size)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Score the pool and select from it; the choice is kept for ``training_step``.
-
-        Raises:
-            BaseException: a stop was asked for.
-        """
+        """Score the pool and select from it, unless a stop was asked for; the choice is kept for ``training_step``."""
         self.stop.obey()
         self.stage = "scoring"
         self.budget.start()
@@ -198,7 +188,10 @@ class SelectionModule(lightning.LightningModule):
             self._datamodule.position = (epoch, position + 1)
         if updated and self.limits.follows:
             self.limits.advance(self.lr_schedulers(), self.budget)
-        self.trainer.should_stop |= self._spent
+        if self._spent:
+            self.trainer.should_stop = True
+            if self.accumulated.seen:  # pools that are left over make a smaller update, as at the end of an epoch
+                self.budget.updates += self._take()
         self.idle.check()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -269,7 +262,7 @@ class SelectionModule(lightning.LightningModule):
         with forked_rng(self.device, step_seed(self.seed, self.budget.steps, DROPOUT)):
             selection, found = self.scorer.backward(pool, selection, self.manual_backward)
         losses[found.isfinite()] = found[found.isfinite()]
-        trained = {name: held for name, held in self.model.named_parameters() if held.requires_grad}
+        trained = self._trained
         alone = self.accumulated.pools == 1
         if len(selection) and not clip(trained, self.clip_norm if alone else None):
             self._check_parameters()
@@ -286,8 +279,16 @@ class SelectionModule(lightning.LightningModule):
             self.accumulated.add(trained)
         if not self.accumulated.due and not self.trainer.is_last_batch:
             return loss, selection, False
-        some = self.accumulated.take(trained)
-        return loss, selection, self._step(some and clip(trained, self.clip_norm))
+        return loss, selection, self._take()
+
+    def _take(self) -> bool:
+        """The step on the gradients that were added up."""
+        trained = self._trained
+        return self._step(self.accumulated.take(trained) and clip(trained, self.clip_norm))
+
+    @property
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: held for name, held in self.model.named_parameters() if held.requires_grad}
 
     def _step(self, ready: bool) -> bool:
         """The step of optimizer and schedule, unless there is no gradient for it."""
