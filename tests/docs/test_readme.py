@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests import runs
+from winnow import FilterWeight, Scorer
 from winnow.run.cli import check
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,23 @@ def test_the_plain_loop_runs_and_is_what_the_suite_trains() -> None:
         torch.testing.assert_close(parameter, module.model.state_dict()[name], rtol=1e-3, atol=1e-4)
         moved += float((parameter - start.state_dict()[name]).norm())
     assert moved > 0.1
+
+
+def test_the_loop_behind_a_gate_runs_and_the_gate_learns() -> None:
+    code = next(block for block in blocks("python") if "LinearGate" in block)
+    steps, model = runs.datamodule().steps, runs.model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    space = {
+        "optimizer": optimizer,
+        "scorer": Scorer(model, optimizer),
+        "selector": FilterWeight(filter_size=4),
+        "draws": [([steps.stream[at] for at in range(24 * n, 24 * n + 24)], steps.target_batch(n)) for n in range(3)],
+        "tokenized": lambda examples: steps.pool(examples)["pool"],
+    }
+    before = copy.deepcopy(model.state_dict())
+    exec(compile(code, "README.md", "exec"), space)
+    assert space["gate"].model.weights.abs().max() > 0
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("command", commands())

@@ -260,11 +260,11 @@ def spending(run: Run) -> dict[str, float]:
         run: the run.
 
     Returns:
-        ``examples`` trained on, ``flops`` of training, and ``seconds`` in steps.
+        ``examples`` trained on, and ``flops`` of training.
     """
     budget = run.summary["budget"]
     flops = sum(value for name, value in budget.items() if name.startswith("flops_") and name != "flops_evaluation")
-    return {"examples": float(budget["examples_trained"]), "flops": float(flops), "seconds": float(budget["seconds"])}
+    return {"examples": float(budget["examples_trained"]), "flops": float(flops)}
 
 
 def _differences(done: Sequence[tuple[str, Run]], control: str) -> Iterator[Difference]:

@@ -10,7 +10,7 @@ import numpy as np
 from winnow.report.compare import Comparison, interval
 from winnow.report.load import Run
 
-AXES = {"examples": "examples trained on", "flops": "operations (FLOPs)", "seconds": "seconds in steps"}
+AXES = {"examples": "examples trained on", "flops": "operations (FLOPs)", "seconds": "seconds, loading included"}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from winnow.report.composition import composition
 CURVE = {"budget/examples_trained": "examples", "target/val_nll": "nll"}
 COSTS = {"budget/flops": "flops", "time/seconds": "seconds"}
 """What runs of earlier versions may not have counted."""
+LOADING = "time/loading"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Run:
         provenance: versions, commit and machine.
         summary: of a finished run; empty for another.
         curve: target val NLL (``nll``, nats per token) against ``examples`` trained on, by ``step``, and against
-            ``flops`` and ``seconds`` in steps where they were counted (NaN where not).
+            ``flops`` and ``seconds``, in steps and loading, where they were counted (NaN where not).
         composition: what was seen and kept, by hidden label or source; empty without a ledger.
         error: what broke it off, if it says so.
     """
@@ -118,6 +119,8 @@ def _curve(path: Path) -> pd.DataFrame:
     rows = pd.read_csv(path)
     if not {"step", *CURVE} <= set(rows.columns):
         return empty
+    if {"time/seconds", LOADING} <= set(rows.columns):  # a gate's features are computed where data is loaded
+        rows["time/seconds"] += rows[LOADING].fillna(0.0)
     rows = rows.rename(columns=CURVE | COSTS).reindex(columns=names)
     return rows.dropna(subset=["step", *CURVE.values()]).reset_index(drop=True)
 
