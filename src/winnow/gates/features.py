@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -94,10 +95,7 @@ class NGrams:
         names = ("prompt", "response") if self.parts == "both" else (self.parts,)
         total = np.zeros((len(candidates), self.dim), dtype=np.float32)
         for name in names:
-            seed = np.uint32(zlib.crc32(name.encode()))
-            hashes = [_hashes(getattr(one, name)[: self.chars]) for one in candidates]
-            rows = np.repeat(np.arange(len(candidates)), [len(found) for found in hashes])
-            mixed = _mixed(np.concatenate(hashes) ^ seed)
+            rows, mixed = _hashes([getattr(one, name)[: self.chars] for one in candidates], zlib.crc32(name.encode()))
             counts = np.bincount(
                 rows * self.dim + mixed % np.uint32(self.dim - 1) + 1,
                 weights=1.0 - 2.0 * (mixed >> np.uint32(31)),
@@ -116,11 +114,14 @@ def _hash(word: str) -> int:
     return zlib.crc32(NUMBER if word[0].isdigit() else word.encode("utf-8", "surrogatepass"))
 
 
-def _hashes(text: str) -> np.ndarray:
-    """Of every word and of every pair of neighbours, in 32 bits."""
-    words = np.array([_hash(word) for word in WORDS.findall(text.lower())], dtype=np.uint32)
-    pairs = words[:-1] * np.uint32(0x9E3779B1) + words[1:] * np.uint32(3)
-    return np.concatenate([words, pairs])
+def _hashes(texts: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of every word and of every pair of neighbours, in 32 bits; and which text each is of."""
+    found = [[_hash(word) for word in WORDS.findall(text.lower())] for text in texts]
+    words = np.fromiter(chain.from_iterable(found), dtype=np.uint32)
+    rows = np.repeat(np.arange(len(texts)), [len(one) for one in found])
+    inside = rows[:-1] == rows[1:]
+    pairs = (words[:-1] * np.uint32(0x9E3779B1) + words[1:] * np.uint32(3))[inside]
+    return np.concatenate([rows, rows[:-1][inside]]), _mixed(np.concatenate([words, pairs]) ^ np.uint32(seed))
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:
