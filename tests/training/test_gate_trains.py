@@ -154,9 +154,10 @@ class Save(Callback):
 
 # Lightning looks for the position in the data loader; it is in the data module (StepSampler).
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
-@pytest.mark.parametrize("at", [4, 6], ids=["before a scoring", "between two"])
-@pytest.mark.parametrize("period", [4, "adaptive"])
-@pytest.mark.parametrize("explore", ["thompson", "ucb"])
+@pytest.mark.parametrize(
+    ("at", "period", "explore"),
+    [(4, 4, "thompson"), (6, 4, "ucb"), (4, "adaptive", "ucb"), (6, "adaptive", "thompson")],
+)
 def test_it_goes_on_bit_for_bit(at: int, period: Any, explore: str, tmp_path: Path) -> None:
     def run(path: str | None = None, **options: Any) -> tuple[Any, list[Any]]:
         record, made = Record(), gate(explore=explore)
