@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from winnow.choice.filters import top
 from winnow.selection import Selection
 from winnow.signals import Needs, Signals
 
@@ -176,6 +177,24 @@ def source_of_chance(generator: torch.Generator | None, name: str) -> torch.Gene
     if generator is None:
         raise ValueError(f"{name} draws from the generator it is given and never from a global one: pass one")
     return generator
+
+
+def keep_best(signals: Signals, scores: Float[Tensor, " pool"], filter_size: int, name: str | None = None) -> Selection:
+    """The candidates with the highest scores, weights of one.
+
+    Args:
+        signals: the pool's signals.
+        scores: of the whole pool, on the CPU; a candidate whose score is not finite is no candidate.
+        filter_size: how many to keep, k.
+        name: of a diagnostic for the mean score of those kept; None for none.
+
+    Returns:
+        The selection; ``short`` in its diagnostics says that there were fewer than k.
+    """
+    usable = candidates(signals, filter_size, scores.to(signals.valid.device))
+    chosen = usable[top(scores[usable], filter_size)]
+    mean = {} if name is None else {name: float(scores[chosen].mean()) if len(chosen) else 0.0}
+    return keep(signals, chosen, None, **mean, short=float(len(usable) < filter_size))
 
 
 def keep(

@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.choice.filters import top
 from winnow.choice.similarity import cosines
 from winnow.selection import Selection
-from winnow.selectors.base import candidates, check_filter_size, given, keep
+from winnow.selectors.base import check_filter_size, given, keep_best
 from winnow.signals import Needs, Signals
 
 
@@ -46,8 +45,4 @@ class Embedding:
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Choose from one pool; deterministic."""
-        scores = self.scores(signals)
-        usable = candidates(signals, self.filter_size, scores.to(signals.valid.device))
-        chosen = usable[top(scores[usable], self.filter_size)]
-        mean = float(scores[chosen].mean()) if len(chosen) else 0.0
-        return keep(signals, chosen, similarity=mean, short=float(len(usable) < self.filter_size))
+        return keep_best(signals, self.scores(signals), self.filter_size, "similarity")

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from winnow.choice.filters import top
 from winnow.selection import Selection
-from winnow.selectors.base import candidates, check_filter_size, given, keep
+from winnow.selectors.base import check_filter_size, given, keep_best
 from winnow.signals import Needs, Signals
 
 
@@ -37,7 +36,4 @@ class GateOnly:
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Choose from one pool; deterministic."""
-        predicted = given(signals.predicted, "predicted")
-        usable = candidates(signals, self.filter_size, predicted.to(signals.valid.device))
-        chosen = top(predicted[usable], self.filter_size)
-        return keep(signals, usable[chosen], short=float(len(usable) < self.filter_size))
+        return keep_best(signals, given(signals.predicted, "predicted"), self.filter_size)

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.choice.filters import top
 from winnow.selection import Selection
-from winnow.selectors.base import candidates, check_filter_size, given, keep
+from winnow.selectors.base import check_filter_size, given, keep_best
 from winnow.signals import Needs, Signals
 
 
@@ -44,7 +43,4 @@ class MaxLoss:
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Choose from one pool; deterministic."""
-        losses = self.scores(signals)
-        usable = candidates(signals, self.filter_size, losses.to(signals.valid.device))
-        chosen = top(losses[usable], self.filter_size)
-        return keep(signals, usable[chosen], short=float(len(usable) < self.filter_size))
+        return keep_best(signals, self.scores(signals), self.filter_size)

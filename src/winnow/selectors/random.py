@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from winnow.selection import Selection
-from winnow.selectors.base import candidates, check_filter_size, keep
+from winnow.selectors.base import candidates, check_filter_size, keep, source_of_chance
 from winnow.signals import Needs, Signals
 
 
@@ -36,8 +36,7 @@ class Random:
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Draw from one pool."""
-        if generator is None:
-            raise ValueError("Random draws from the generator it is given and never from a global one: pass one")
+        source = source_of_chance(generator, "Random")
         usable = candidates(signals, self.filter_size)
-        chosen = torch.randperm(len(usable), generator=generator)[: self.filter_size]
+        chosen = torch.randperm(len(usable), generator=source)[: self.filter_size]
         return keep(signals, usable[chosen], short=float(len(usable) < self.filter_size))

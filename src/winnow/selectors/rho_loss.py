@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.choice.filters import top
 from winnow.selection import Selection
-from winnow.selectors.base import candidates, check_filter_size, given, keep
+from winnow.selectors.base import check_filter_size, given, keep_best
 from winnow.signals import Needs, Signals
 
 
@@ -45,8 +44,4 @@ class RhoLoss:
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Choose from one pool; deterministic."""
-        reducible = self.scores(signals)
-        usable = candidates(signals, self.filter_size, reducible.to(signals.valid.device))
-        chosen = usable[top(reducible[usable], self.filter_size)]
-        mean = float(reducible[chosen].mean()) if len(chosen) else 0.0
-        return keep(signals, chosen, reducible=mean, short=float(len(usable) < self.filter_size))
+        return keep_best(signals, self.scores(signals), self.filter_size, "reducible")

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.choice.filters import top
 from winnow.selection import Selection
-from winnow.selectors.base import by_task, candidates, check_aggregate, check_filter_size, given, keep
+from winnow.selectors.base import by_task, check_aggregate, check_filter_size, given, keep_best
 from winnow.signals import Needs, Signals
 
 
@@ -52,7 +51,4 @@ class TracIn:
 
     def __call__(self, signals: Signals, generator: torch.Generator | None = None) -> Selection:
         """Choose from one pool; deterministic."""
-        alignment = self.scores(signals)
-        usable = candidates(signals, self.filter_size, alignment.to(signals.valid.device))
-        chosen = top(alignment[usable], self.filter_size)
-        return keep(signals, usable[chosen], short=float(len(usable) < self.filter_size))
+        return keep_best(signals, self.scores(signals), self.filter_size)
