@@ -11,6 +11,7 @@ import torch
 from tests.families import FAMILIES, build, ragged
 from winnow.lm.passes import FORWARD, TRAINED, Pass
 from winnow.optim import MuonWithAdamW
+from winnow.report.summary import cost_lines
 from winnow.scorer import Scorer
 from winnow.scorer.flop_counter import counted
 from winnow.scorer.flops import Flops, Rates
@@ -156,3 +157,19 @@ def test_counting_leaves_no_trace() -> None:
 
 def test_tokens_are_those_that_are_no_padding() -> None:
     assert Pass.of(POOL, FORWARD) == Pass(FORWARD, 6, 14, int((POOL["labels"][:, 1:] != -100).any(0).sum()), 67)
+
+
+def test_a_model_that_cannot_be_counted_is_said_to_be_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    model = build("llama")
+
+    def refuse(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if kwargs["input_ids"].shape[0] < 3:
+            raise RuntimeError("no batch so small")
+
+    model.register_forward_pre_hook(refuse, with_kwargs=True)
+    scorer = Scorer(model, torch.optim.AdamW(model.parameters()), verify=False)
+    signals = scorer(POOL, TARGET, BOTH)
+    found, passes = scorer.meter.take(False)
+    assert found.total != found.total and len(passes) == 1 and bool(signals.valid.all())
+    assert "budget/flops is not known" in caplog.text and "no batch so small" in caplog.text
+    assert cost_lines({"flops_forward": None, "tokens_forwarded": 3, "tokens_backwarded": 2})[0].endswith("be counted")

@@ -14,12 +14,13 @@ import safetensors.torch
 import torch
 from scipy.stats import spearmanr
 
-from tests.commands import compose, save_base
+from tests.commands import SMALL, compose, configured, save_base
 from tests.run.test_run import go, read
 from winnow.gates import Embeddings, Fields, NGrams
 from winnow.ledger import main as ledger
 from winnow.report.__main__ import main as report
 from winnow.report.gate import gate_figures
+from winnow.run import run
 from winnow.run.instantiate import BuildError
 
 GATED = ("gate=ngrams", "gate.features.dim=64", "scoring.period=2", "data.draw_size=24", "selector.filter_size=3")
@@ -178,10 +179,7 @@ def test_every_gate_of_conf_trains(gate: str, kind: type) -> None:
 
 
 def test_a_budget_takes_the_place_of_a_number_of_steps(caplog: pytest.LogCaptureFixture) -> None:
-    without = [one for one in _small() if not one.startswith("trainer.max_steps")]
-    from tests.commands import configured
-    from winnow.run import run
-
+    without = [one for one in SMALL if not one.startswith("trainer.max_steps")]
     with configured(*without, "budget.examples=14", "selector=random", "scheduler=cosine", out="a") as cfg:
         run(cfg)
     assert read("summary.json", "a")["budget"]["examples_trained"] == 16
@@ -190,12 +188,6 @@ def test_a_budget_takes_the_place_of_a_number_of_steps(caplog: pytest.LogCapture
     assert read("config.json", "a")["trainer"]["max_steps"] == -1
     go("budget.examples=1000", "selector=random", out="b")
     assert read("summary.json", "b")["budget"]["updates"] == 4, "given on the command line, it holds too"
-
-
-def _small() -> tuple[str, ...]:
-    from tests.commands import SMALL
-
-    return SMALL
 
 
 def test_a_run_that_has_spent_its_budget_is_not_trained_further() -> None:
@@ -223,3 +215,12 @@ def test_equal_compute_is_one_option() -> None:
     found = json.loads(Path("compare.json").read_text())["equal_costs"]
     assert {row["axis"] for row in found} == {"examples", "flops", "seconds"}
     assert {row["method"] for row in found} == {"random", "ngrams gate + filter_weight", "full"}
+
+
+# Lightning looks for the position in the data loader; it is in the data module (StepSampler).
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_what_was_learned_of_other_features_is_not_gone_on_with() -> None:
+    go("gate=ngrams", "gate.features.dim=64", "trainer.max_steps=2", "export=false", out="half")
+    for other in (("gate=source",), ("gate=ngrams", "gate.features.dim=64", "gate.label=utility")):
+        with pytest.raises(ValueError, match=r"learned of NGrams and cosine, and this gate learns of .*begin anew"):
+            go(*other, "trainer.max_steps=4", "ckpt_path=half/checkpoints/last.ckpt", out=other[-1].partition("=")[2])

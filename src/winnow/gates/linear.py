@@ -160,6 +160,7 @@ class LinearGate:
             Tensors, lists and plain values.
         """
         return {
+            "made_of": self._made_of,
             "model": self.model.state_dict(),
             "calibration": self.calibration.state_dict(),
             "coverage": self.coverage.state_dict(),
@@ -170,10 +171,22 @@ class LinearGate:
 
         Args:
             state: what ``state_dict`` gave.
+
+        Raises:
+            ValueError: it was learned from other features or another label, which would mean nothing here.
         """
+        if state["made_of"] != self._made_of:
+            raise ValueError(
+                f"the gate's state was learned of {' and '.join(state['made_of'])}, and this gate learns of "
+                f"{' and '.join(self._made_of)}: go on with the gate it began with, or begin anew"
+            )
         self.model.load_state_dict(state["model"])
         self.calibration.load_state_dict(state["calibration"])
         self.coverage.load_state_dict(state["coverage"])
+
+    @property
+    def _made_of(self) -> list[str]:
+        return [type(self.features).__name__, self.label]
 
     def _passed(
         self,

@@ -263,7 +263,8 @@ def spending(run: Run) -> dict[str, float]:
         ``examples`` trained on, and ``flops`` of training.
     """
     budget = run.summary["budget"]
-    flops = sum(value for name, value in budget.items() if name.startswith("flops_") and name != "flops_evaluation")
+    parts = [value for name, value in budget.items() if name.startswith("flops_") and name != "flops_evaluation"]
+    flops = math.nan if None in parts else sum(parts)
     return {"examples": float(budget["examples_trained"]), "flops": float(flops)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -121,7 +122,9 @@ def cost_lines(budget: Mapping[str, Any]) -> list[str]:
     Returns:
         Lines of text.
     """
-    parts = {name.removeprefix("flops_"): value for name, value in budget.items() if name.startswith("flops_")}
+    # Numbers that are not known are null in a summary.
+    known = {name: math.nan if value is None else value for name, value in budget.items()}
+    parts = {name.removeprefix("flops_"): value for name, value in known.items() if name.startswith("flops_")}
     evaluation = parts.pop("evaluation", 0.0)
     total, found = sum(parts.values()), []
     if budget.get("examples_drawn", 0) > budget.get("examples_seen", 0):
@@ -130,9 +133,12 @@ def cost_lines(budget: Mapping[str, Any]) -> list[str]:
             f"{budget['steps_scored']:,} of {budget['steps']:,} pools were scored; it took "
             f"{budget['seconds_gate'] + budget.get('seconds_features', 0.0):.1f} s"
         )
-    if total:
+    if total != total:
+        found.append("floating-point operations are not known: this model's could not be counted")
+    elif total:
         shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts.items() if value)
         found.append(f"{total:.3g} floating-point operations ({shares}); evaluation in between {evaluation:.2g}")
+    if total:
         found.append(
             f"{budget['tokens_forwarded']:,} tokens forward, {budget['tokens_backwarded']:,} backward through the model"
         )

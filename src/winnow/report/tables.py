@@ -205,31 +205,24 @@ def _differences(comparison: Comparison) -> Table:
 
 
 def _equal(rows: Sequence[Equal], control: str | None) -> Table:
-    """Methods at equal cost, on every axis."""
+    """Methods at equal cost, an axis after the other."""
     table = PlainTable(
         title="target on its validation split, where every run has spent as much"
         + (f"; minus {control} with the same seed" if control else ""),
         title_justify="left",
     )
-    table.add_column("at equal")
-    table.add_column("method")
+    table.add_column("at equal cost")
     for column in ("answer NLL", "difference", "95 % interval", f"{control}'s end\nreached at" if control else ""):
         table.add_column(column, justify="right")
     previous = None
     for row in rows:
-        if previous not in (None, row.axis):
-            table.add_section()
-        at = (
-            ""
-            if row.axis == previous
-            else f"{AXES[row.axis]}: {row.at:,.0f}"
-            if row.at < 1e6
-            else f"FLOPs: {row.at:.3g}"
-        )
+        if row.axis != previous:
+            if previous is not None:
+                table.add_section()
+            table.add_row(f"{AXES[row.axis]}: {row.at:,.0f}" if row.at < 1e6 else f"{AXES[row.axis]}: {row.at:.3g}")
         previous = row.axis
         table.add_row(
-            at,
-            row.method,
+            f"  {row.method}",
             nats(row.nll),
             "" if row.difference is None else f"{row.difference:+.4f}",
             "" if row.low is None or row.high is None else f"{row.low:+.4f} to {row.high:+.4f}",

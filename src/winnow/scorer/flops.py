@@ -9,6 +9,7 @@ operations are left out, as in torch's counter.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,11 +129,15 @@ class Rates:
             kind: of a pass; ``inputs`` is the backward of an update without its weight gradients.
 
         Returns:
-            The rate.
+            The rate; NaN, with a warning, where a model cannot be counted.
         """
         if kind not in self._known:
-            with quiet(self._forward.model):
-                whole = self._rate(self._run(kind))
+            try:
+                with quiet(self._forward.model):
+                    whole = self._rate(self._run(kind))
+            except Exception as error:  # training goes on whatever a model does with a batch of a few tokens
+                log.warning("budget/flops is not known: the operations of this model cannot be counted: %s", error)
+                whole = Rate(*[math.nan] * 3)
             self._known[kind] = whole if kind == FORWARD else whole - self[FORWARD]
         return self._known[kind]
 

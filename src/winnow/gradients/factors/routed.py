@@ -72,8 +72,9 @@ class Routed(Formed):
     @property
     def forming(self) -> float:
         """B d p for every slot of the example that has the most of an expert."""
-        held = torch.nn.functional.one_hot(self.expert.clamp_max(self.count), self.count + 1)[..., : self.count]
-        return float(len(self) * self.shape[1:].numel() * int(held.sum(1).amax(0).sum()))
+        held = self.expert.new_zeros(len(self), self.count + 1)
+        held.scatter_add_(1, self.expert.clamp_max(self.count), torch.ones_like(self.expert))
+        return float(len(self) * self.shape[1:].numel() * int(held[:, : self.count].amax(0).sum()))
 
     @property
     def combining(self) -> float:
