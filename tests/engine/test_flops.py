@@ -43,6 +43,7 @@ def both(scorer: Scorer, needs: Needs, run: Callable[[], Any]) -> tuple[Flops, f
     return scorer.meter.take(False)[0], expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_ten_families_full_and_lora(family: str, lora: bool) -> None:
@@ -88,6 +89,7 @@ MODES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(MODES))
 def test_every_way_of_scoring(name: str) -> None:
     needs, options, tolerance = MODES[name]
