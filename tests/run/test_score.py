@@ -249,6 +249,7 @@ def test_a_subset_is_taken_by_id_share_and_order() -> None:
         (["ckpt_path=base/config.json"], "cannot be read as a checkpoint"),
         (["+data.packing=true"], r"data\.packing joins documents"),
         (["data.subset=there.parquet"], "a stream is scored whole"),
+        (["scoring.max_tokens=8", "scoring.period=4"], r"scoring\.period=4, scoring\.max_tokens=8: of training alone"),
         (["ngrams.n=0", "method=ngrams"], "ngrams.n must be at least 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -30,6 +30,7 @@ from winnow.run.assemble import Experiment, assemble, check
 from winnow.run.instantiate import BuildError, blaming, build, plain
 from winnow.run.options import check_options
 from winnow.run.process import left_as_found
+from winnow.run.stages import check_plain
 from winnow.signals import Needs, Signals
 from winnow.training.precision import check_precision
 
@@ -75,6 +76,7 @@ def run(cfg: DictConfig) -> Path:
 def _check(cfg: DictConfig) -> None:
     if cfg.method not in WAYS:
         raise ValueError(f"method must be one of {', '.join(WAYS)}; got {cfg.method!r}")
+    check_plain(cfg)
     if cfg.data.get("packing"):
         raise ValueError("data.packing joins documents into rows, which have no score of their own: set it to false")
     if cfg.data.get("subset") is not None:

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from winnow.data.steps import Raw
 from winnow.gates import Cadence, Draw, Embedded, Gate
 from winnow.models import LanguageModel
-from winnow.models.loading import load
 from winnow.run.instantiate import BuildError, blaming, build, check_numbers, plain
 from winnow.run.schedule import LENGTH, WARMUP, following, planned_updates, schedule_arguments
 from winnow.scorer import Scorer
+from winnow.scorer.reference import load_second
 from winnow.training.cheaper import Cheaper, proxy_scorer
 from winnow.training.intake import Intake
 from winnow.training.limits import TICKS, Limits
@@ -45,6 +45,21 @@ def scorer_options(cfg: DictConfig) -> DictConfig:
         for name in PACE:
             node.pop(name, None)
     return node
+
+
+def check_plain(cfg: DictConfig) -> None:
+    """Refuse, where a stream is scored once before training, what is of training alone.
+
+    Args:
+        cfg: the composed configuration.
+
+    Raises:
+        ValueError: an option of ``PACE`` is not as it comes.
+    """
+    changed = [name for name in PACE if cfg.scoring.get(name) not in (None, 1, "uniform")]
+    if changed:
+        given = ", ".join(f"scoring.{name}={cfg.scoring[name]}" for name in changed)
+        raise ValueError(f"{given}: of training alone; a stream is scored whole and exactly, leave it out")
 
 
 def gate_of(cfg: DictConfig, language: LanguageModel) -> Gate | None:
@@ -93,14 +108,9 @@ def intake_of(cfg: DictConfig, gate: Gate | None, language: LanguageModel) -> In
 
 def _proxy(cfg: DictConfig, name: str, language: LanguageModel) -> Scorer:
     """The scorer of ``scoring.proxy``, a model's folder or Hugging Face name."""
-    model: Any = language.model
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    try:
-        other = load(name, dtype=dtype).model
-    except FileNotFoundError as error:
-        raise FileNotFoundError(str(error).replace("model.path", "scoring.proxy")) from error
+    other = load_second(name, language.model, "scoring.proxy")
     options = {key: value for key, value in plain(scorer_options(cfg)).items() if key in PROXIED}
-    return proxy_scorer(model, other, **options)
+    return proxy_scorer(language.model, other, **options)
 
 
 def raw_of(cfg: DictConfig, gate: Gate | None) -> Raw | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -139,20 +138,53 @@ def load_reference(reference: str, model: nn.Module) -> ReferenceModel | Referen
     """
     if Path(reference).suffix in TABLES:
         return ReferenceTable(_read(reference), reference)
+    return ReferenceModel(load_second(reference, model, "scoring.reference"))
+
+
+def load_second(name: str, model: nn.Module, key: str) -> nn.Module:
+    """A second model that reads the token ids of the one that is trained, in its precision.
+
+    Args:
+        name: its folder or Hugging Face name.
+        model: the model being trained.
+        key: config key that names it, for messages.
+
+    Returns:
+        The second model.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: the vocabularies differ.
+    """
     from winnow.models.loading import load  # only here is a model loaded by the scorer
 
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     try:
-        other: Any = load(reference, dtype=dtype).model
+        other: nn.Module = load(name, dtype=dtype).model
     except FileNotFoundError as error:
-        raise FileNotFoundError(str(error).replace("model.path", "scoring.reference")) from error
-    sizes = [module.get_input_embeddings().num_embeddings for module in (model, other)]  # type: ignore[operator]
+        raise FileNotFoundError(str(error).replace("model.path", key)) from error
+    check_vocabulary(model, other, f"{key}={name}")
+    return other
+
+
+def check_vocabulary(model: nn.Module, other: nn.Module, what: str) -> None:
+    """Refuse a second model that cannot read the token ids of the first.
+
+    Args:
+        model: the model being trained.
+        other: the second.
+        what: to call it in messages.
+
+    Raises:
+        ValueError: the vocabularies differ.
+    """
+    sizes = [one.get_input_embeddings().num_embeddings for one in (model, other)]  # type: ignore[operator]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"scoring.reference={reference} has a vocabulary of {sizes[1]} tokens and the model one of {sizes[0]}: the "
-            "reference reads the model's token ids, so it must share its tokenizer; or give a file of losses by id"
+            f"{what} has a vocabulary of {sizes[1]} tokens and the model one of {sizes[0]}: it reads the model's token "
+            "ids, so it must share its tokenizer"
+            + ("; or give a file of losses by id" if what.startswith("scoring.reference") else "")
         )
-    return ReferenceModel(other)
 
 
 def _read(path: str) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from winnow.lm.crop import cropped
 from winnow.lm.layout import Batch, response_tokens
 from winnow.scorer import Scorer
+from winnow.scorer.reference import check_vocabulary
 from winnow.signals import Needs, Signals
 
 PRECISIONS = ("bf16",)
@@ -134,11 +135,6 @@ def proxy_scorer(model: nn.Module, proxy: nn.Module, **options: object) -> Score
     Raises:
         ValueError: the vocabularies differ.
     """
-    sizes = [one.get_input_embeddings().num_embeddings for one in (model, proxy)]  # type: ignore[operator]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"scoring.proxy has a vocabulary of {sizes[1]} tokens and the model one of {sizes[0]}: it reads the "
-            "model's token ids, so it must share its tokenizer"
-        )
+    check_vocabulary(model, proxy, "scoring.proxy")
     optimizer = torch.optim.SGD(proxy.parameters())
     return Scorer(proxy, optimizer, **options | {"geometry": "identity"})  # type: ignore[arg-type]
