@@ -14,10 +14,11 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from tests import runs
 from winnow.data import Corpus, Example, SelectionDataModule, Target, collate, encode
-from winnow.data.encode import Encoded, encode_prompt, pad_token_id, stop_token_ids
+from winnow.data.encode import Encoded, Encoding, encode_prompt, pad_token_id, stop_token_ids
 from winnow.data.mixture import Mixture, Part
 from winnow.data.pack import DOCUMENTS
-from winnow.data.steps import StepSampler, rows_per_target
+from winnow.data.steps import StepSampler
+from winnow.data.turns import rows_per_target
 from winnow.lm.layout import response_tokens
 from winnow.lm.losses import IGNORE, take
 
@@ -70,7 +71,7 @@ def texts(row: Encoded, tokenizer: PreTrainedTokenizerFast) -> tuple[str, str]:
     ("example", "prompt"), [(PLAIN, "What is 1 plus 2?\n"), (CHAT, CHAT.prompt + "\n")], ids=["plain", "chat"]
 )
 def test_without_a_template_the_prompt_is_a_line(example: Example, prompt: str) -> None:
-    row = encode(example, runs.tokenizer(), 200)
+    row = encode(example, runs.tokenizer(), 200, Encoding(loss_on="last", join_turns=True))
     assert texts(row, runs.tokenizer()) == (prompt, example.response + END)
     assert not row.truncated
 
@@ -98,10 +99,12 @@ def test_a_chat_is_what_its_template_makes_of_it(name: str, example: Example) ->
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_loss_begins_where_a_generation_would_and_ends_with_the_turn(name: str, example: Example) -> None:
     tokenizer = templated(TEMPLATES[name])
-    row, prompt = encode(example, tokenizer, 500), encode_prompt(example, tokenizer)
-    assert row.input_ids[: len(prompt)] == prompt
+    row, prompt = encode(example, tokenizer, 500, Encoding(loss_on="last")), encode_prompt(example, tokenizer)
     asked, learnt = texts(row, tokenizer)
-    assert asked == tokenizer.decode(prompt)
+    # One template opens a generation with a mark that it does not write before a reply: there the two part.
+    assert row.parted == (name == "thinking")
+    assert tokenizer.decode(prompt) == asked + ("<think>\n" if row.parted else "")
+    assert row.parted or row.input_ids[: len(prompt)] == prompt
     thought = "<think></think>" if name == "empty thought" else ""
     assert learnt == thought + example.response + ENDS.get(name, END)
     assert row.labels[-1] in stop_token_ids(tokenizer)
@@ -116,7 +119,7 @@ def test_generation_stops_at_either_end() -> None:
 
 def test_a_template_that_refuses_turns_is_named() -> None:
     tokenizer = templated("{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}")
-    with pytest.raises(ValueError, match=r"example c: .*refuses its turns \(system, user.*no system turn"):
+    with pytest.raises(ValueError, match=r"refuses the turns: \(system, user.*no system turn"):
         encode(CHAT, tokenizer, 100)
 
 
@@ -134,7 +137,8 @@ def test_a_tokenizer_that_ends_every_text_ends_the_response_once() -> None:
 def test_truncation_cuts_the_end_and_says_so(prompt: str, response: str, length: int) -> None:
     whole = encode(Example("e", "s", prompt, response), runs.tokenizer(), 10_000)
     row = encode(Example("e", "s", prompt, response), runs.tokenizer(), length)
-    assert row == Encoded(whole.input_ids[:length], whole.labels[:length], len(whole.input_ids) > length)
+    assert (row.input_ids, row.labels) == (whole.input_ids[:length], whole.labels[:length])
+    assert (row.truncated, row.length) == (len(whole.input_ids) > length, len(whole.input_ids))
 
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=6)

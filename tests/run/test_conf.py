@@ -14,10 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.commands import CONF, SWEEPS, commands, compose, configured
 from winnow.data import SelectionDataModule
+from winnow.data.encode import Encoding
 from winnow.data.subset import restricted
 from winnow.evaluation import evaluate
 from winnow.run import assemble as running
 from winnow.run.cli import implied
+from winnow.run.rows import encoding_of
 from winnow.run.stages import PACE
 
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -95,6 +97,7 @@ def test_arguments_that_the_run_passes_on_are_real() -> None:
     options = {name: value for name, value in cfg.data.items() if name not in ("corpus", "draw_size")}
     subset = {name: options.pop(name) for name in [*options] if name.startswith("subset")}
     inspect.signature(restricted).bind(None, **subset)
+    assert encoding_of(options) == Encoding()
     inspect.signature(SelectionDataModule).bind(None, None, seed=0, **options)
 
 

@@ -119,7 +119,10 @@ GOOD = {"prompt": "What is 1?", "response": "1"}
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"prompt": "x\\ud800", "response": "y"}', r"line 2: the prompt holds half of a surrogate pair .*character 1"),
+        (
+            '{"prompt": "x\\ud800", "response": "y"}',
+            r"line 2: the prompt holds half of a surrogate pair, .*character 1",
+        ),
         ('{"prompt": "x", "response": "\\udfff"}', "line 2: the response holds half"),
         ('{"prompt": "x", "response": "y", "source": "\\ud800"}', "line 2: the source holds half"),
         ('{"prompt": "x", "response": "y", "id": "\\ud800"}', "line 2: the id holds half"),
@@ -133,7 +136,7 @@ GOOD = {"prompt": "What is 1?", "response": "1"}
             "line 2: the messages holds half",
         ),
         ("[" * 100_000 + "]" * 100_000, "line 2: JSON nested too deep"),
-        ('{"prompt": "x", "response": "y", "id": ' + "9" * 5000 + "}", "line 2: Exceeds the limit"),
+        ('{"prompt": "x", "response": "y", "id": ' + "9" * 5000 + "}", "line 2: not JSON: Exceeds the limit"),
     ],
 )
 def test_a_row_that_no_tokenizer_takes_is_refused_by_line(line: str, words: str) -> None:

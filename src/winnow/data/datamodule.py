@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import lightning
@@ -11,10 +11,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from winnow.data.encode import collate, encode
+from winnow.data.encode import PLAIN, Encoding, collate
 from winnow.data.example import Corpus, Target
-from winnow.data.lengths import fit_targets
+from winnow.data.look import Glass
+from winnow.data.prepared import prepared
 from winnow.data.reach import check_references_fit, check_stream_fits
+from winnow.data.rows import Listed
 from winnow.data.steps import Raw, StepData, StepSampler
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ class SelectionDataModule(lightning.LightningDataModule):
         val_limit: examples per target whose NLL is watched during training; None for all.
         target_order: ``shared`` (every target in every target batch) | ``round_robin`` (one target per step).
         raw: candidates in front of a gate, ``data.draw_size`` of them a step; None for no gate.
+        encoding: what carries loss, what is cut; None for the defaults.
+        cache_dir: where what was seen of large splits is kept; None keeps nothing.
 
     Raises:
         ValueError: a size is not positive, a target split is empty, it or the stream has no response token within
@@ -56,6 +60,8 @@ class SelectionDataModule(lightning.LightningDataModule):
         val_limit: int | None = None,
         target_order: str = "shared",
         raw: Raw | None = None,
+        encoding: Encoding | None = None,
+        cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         if val_limit is not None and val_limit < 1:
@@ -73,19 +79,21 @@ class SelectionDataModule(lightning.LightningDataModule):
         for target in corpus.targets:
             if not len(target.val) or not len(target.test):
                 raise ValueError(f"target {target.name!r} has an empty val or test split (data.corpus)")
+        cache = None if cache_dir is None else Path(cache_dir).expanduser()
+        self.encoding = encoding or PLAIN
+        corpus = prepared(corpus, Glass(tokenizer, max_length, self.encoding, cache))
         size, needed = corpus.stream.size, pool_size if raw is None else raw.size
         if size is not None and size < needed:
             asked = f"pool (data.pool_size={needed})" if raw is None else f"draw (data.draw_size={needed})"
             raise ValueError(f"the stream holds {size} examples, fewer than one {asked}")
-        corpus = replace(corpus, targets=fit_targets(corpus.targets, tokenizer, max_length))
-        if not packing:
+        if not packing and not isinstance(corpus.stream, Listed):
             check_stream_fits(corpus.stream, tokenizer, max_length, seed)
         check_references_fit(corpus.targets, tokenizer)
         self.corpus, self.tokenizer = corpus, tokenizer
         self.num_workers, self.max_length = num_workers, max_length
         self.val_batch_size, self.val_limit = val_batch_size, val_limit
         self.steps = StepData(
-            corpus, tokenizer, pool_size, target_batch_size, max_length, seed, packing, target_order, raw
+            corpus, tokenizer, pool_size, target_batch_size, max_length, seed, packing, target_order, raw, self.encoding
         )
         for target, rows in zip(corpus.targets, self.steps.rows, strict=True):
             if rows > len(target.val):
@@ -121,7 +129,7 @@ class SelectionDataModule(lightning.LightningDataModule):
             Batches of at most ``val_batch_size`` rows.
         """
         examples = list(target.val)[: self.val_limit]
-        rows = sorted((encode(e, self.tokenizer, self.max_length) for e in examples), key=lambda r: len(r.input_ids))
+        rows = sorted((self.steps.encoded(example) for example in examples), key=lambda row: len(row.input_ids))
         size = self.val_batch_size
         return [collate(rows[at : at + size], self.steps.pad) for at in range(0, len(rows), size)]
 

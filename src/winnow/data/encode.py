@@ -1,21 +1,57 @@
-"""Examples to token batches: prompt masked, response trained on, truncation counted."""
+"""Examples to tokens and token batches: what carries loss is cut by ids, and held against the row."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from jinja2.exceptions import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from winnow.data.chat import spoken
 from winnow.data.example import Example
+from winnow.data.rejects import BadRow
+from winnow.data.render import LOSS_ON, Rendered, Span, carries_loss, render, template_of, turns_of_example
+from winnow.data.tokens import Cut, ends, prompt_ids, token_ids
+from winnow.data.verify import check_rendering, check_spelled
 from winnow.lm.losses import IGNORE
-from winnow.records.shown import shown
+
+TRUNCATE = ("right", "left", "drop")
+JOINED = "data.join_turns=true"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How examples become tokens.
+
+    Args:
+        loss_on: ``assistant``, every turn of the assistant's, or ``last``, the last one alone; ``data.loss_on``.
+        truncate: what is cut where an example is longer than ``max_length``: its end (``right``), its beginning
+            (``left``), or nothing, and it cannot be chosen (``drop``); ``data.truncate``.
+        join_turns: join the turns of a chat by line breaks where the tokenizer has no chat template;
+            ``data.join_turns``.
+        date: what templates that write today's date are given, as ``2026-11-26``; None for the clock's;
+            ``data.date``.
+
+    Raises:
+        ValueError: an option is none of these.
+    """
+
+    loss_on: str = "assistant"
+    truncate: str = "right"
+    join_turns: bool = False
+    date: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("loss_on", self.loss_on, LOSS_ON), ("truncate", self.truncate, TRUNCATE)):
+            if value not in known:
+                raise ValueError(f"data.{name} must be one of {', '.join(known)}; got {value!r}")
+
+
+PLAIN = Encoding()
 
 
 @dataclass(frozen=True)
@@ -23,17 +59,27 @@ class Encoded:
     """Token ids of one example.
 
     Args:
-        input_ids: prompt, response and end-of-text.
-        labels: the same ids over the response, -100 over the prompt.
+        input_ids: prompt, response and what ends it.
+        labels: the same ids where there is loss, -100 elsewhere.
         truncated: whether ``max_length`` cut something off.
+        length: tokens before that.
+        turns: of the assistant's.
+        trained: of these, turns that carry loss.
+        said: tokens of the assistant's, before the cut.
+        parted: whether a generation would be opened otherwise than the template writes a turn that is trained on.
     """
 
     input_ids: list[int]
     labels: list[int]
     truncated: bool
+    length: int = 0
+    turns: int = 1
+    trained: int = 1
+    said: int = 0
+    parted: bool = False
 
 
-def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase, encoding: Encoding = PLAIN) -> list[int]:
     """Token ids of the prompt, ready for the response to follow.
 
     Uses the tokenizer's chat template where it has one; otherwise the prompt and a line break.
@@ -42,48 +88,134 @@ def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[
     Args:
         example: the example.
         tokenizer: the model's tokenizer.
+        encoding: as for :func:`encode`.
 
     Returns:
         The ids.
 
     Raises:
-        ValueError: the chat template refuses the example's turns.
+        BadRow: the chat template refuses the example's turns.
     """
-    return _prompt_ids(_render(example, tokenizer)[0], tokenizer, _templated(example, tokenizer))
+    if not _templated(example, tokenizer):
+        return prompt_ids(_joined(example, encoding)[0], tokenizer)
+    text = template_of(example, tokenizer, encoding.date)(turns_of_example(example)[:-1], True)
+    return token_ids(text, tokenizer, special=False)
 
 
-def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    """Tokenise one example, with loss on the response and on what ends it, and on nothing else.
+def encode(
+    example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, encoding: Encoding = PLAIN
+) -> Encoded:
+    """Tokenise one example, with loss on what the assistant says and on what ends it, and on nothing else.
 
     With a chat template the ids are those of ``apply_chat_template`` on the whole conversation, up to
-    and including the token that ends the assistant's turn; the loss begins where a generation would.
-    Without one, or where the template ends turns with plain text, the end-of-text token ends the response.
+    and including the token that ends the last turn; a turn's loss begins where the ids part from those a generation
+    would be given. Without one, or where the template ends turns with plain text, the end-of-text token ends the
+    response. Plain text is trained on whole.
 
-    The end is cut where the example is longer than ``max_length``; a prompt that fills it leaves no
-    response token, which makes the example invalid for selection.
+    A row whose template drops or repeats part of it is refused, not trained on.
 
     Args:
         example: the example.
         tokenizer: the model's tokenizer.
         max_length: longest sequence kept, in tokens.
+        encoding: what carries loss, what is cut.
 
     Returns:
-        Ids, labels and whether anything was cut.
+        Ids, labels and what was cut. A row without a response token cannot be chosen.
 
     Raises:
-        ValueError: the chat template refuses the example's turns.
+        BadRow: the chat template refuses the example's turns, or does not write them as they are; or there is none.
     """
-    templated = _templated(example, tokenizer)
-    prompt, completion = _render(example, tokenizer)
-    before = _prompt_ids(prompt, tokenizer, templated)
-    # In one piece where that leaves the prompt's tokens as a generation meets them: a SentencePiece
-    # tokenizer would put a space before a response on its own.
-    whole = _ids(prompt + completion, tokenizer, special=not templated)
-    after = whole[len(before) :] if whole[: len(before)] == before else _ids(completion, tokenizer, special=False)
-    if tokenizer.eos_token_id is not None and not (after and _ends(after[-1], tokenizer, templated)):
-        after.append(tokenizer.eos_token_id)
-    ids, labels = before + after, [IGNORE] * len(before) + after
-    return Encoded(ids[:max_length], labels[:max_length], len(ids) > max_length)
+    if _templated(example, tokenizer):
+        rendered = render(example, tokenizer, encoding.loss_on, encoding.date)
+        check_rendering(example, rendered)
+        return _cut_down(_labelled(rendered, tokenizer, special=False), max_length, encoding, tokenizer)
+    prompt, rendered = _joined(example, encoding)
+    if len(rendered.spans) > 1:
+        return _cut_down(_labelled(rendered, tokenizer, special=True), max_length, encoding, tokenizer)
+    cut = Cut(rendered.text, tokenizer, special=True)
+    shared, whole = cut.tokens(len(prompt)) if prompt else (len(prompt_ids("", tokenizer)), True)
+    if whole:
+        before, after = cut.ids[:shared], cut.ids[shared:]
+    else:
+        # In one piece only where that leaves the prompt's tokens as a generation meets them.
+        before, after = prompt_ids(prompt, tokenizer), token_ids(rendered.text[len(prompt) :], tokenizer, special=False)
+    loss = rendered.spans[0].loss
+    labels = [IGNORE] * len(before) + (after if loss else [IGNORE] * len(after))
+    made = Encoded(before + after, labels, False, 0, 1, int(loss), len(after))
+    return _cut_down(_closed(made, loss, False, tokenizer), max_length, encoding, tokenizer)
+
+
+def _joined(example: Example, encoding: Encoding) -> tuple[str, Rendered]:
+    """Prompt, and the whole with its spans, where there is no template.
+
+    Raises:
+        BadRow: it is a chat of more than a question and an answer, and its turns are not to be joined.
+    """
+    turns = turns_of_example(example)
+    simple = [turn["role"] for turn in turns] == ["user", "assistant"] and spoken(turns[1]) == turns[1]["content"]
+    if not encoding.join_turns and (not simple or example.tools):
+        raise BadRow(
+            "a chat, and the model's tokenizer has no chat template",
+            f"{len(turns)} turns; give one with model.chat_template=FILE or =chatml, or join the turns with {JOINED}",
+        )
+    text, spans = "", []
+    for position, turn in enumerate(turns):
+        words = spoken(turn)
+        text += "\n" if text else ""
+        if turn["role"] == "assistant":
+            loss = carries_loss(turns, position, encoding.loss_on)
+            spans.append(Span(len(text), len(text) + len(words), position, loss))
+        text += words
+    return text[: spans[-1].start], Rendered(text, tuple(spans), turns)
+
+
+def _labelled(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, special: bool) -> Encoded:
+    """Tokens of a text with spans; loss from where the ids part from those of the text before a span."""
+    cut = Cut(rendered.text, tokenizer, special)
+    labels = [IGNORE] * len(cut.ids)
+    said = 0
+    for span in rendered.spans:
+        start, end = cut.tokens(span.start)[0], cut.tokens(span.end)[0]
+        said += end - start
+        if not span.loss:
+            continue
+        labels[start:end] = cut.ids[start:end]
+        wanted = rendered.text[span.start : span.end]
+        spelled = cut.says(start, end)
+        if wanted.strip() not in spelled:
+            check_spelled(wanted, spelled, cut.again(wanted))
+    trained = [span for span in rendered.spans if span.loss]
+    parted = any(span.parted for span in trained)
+    made = Encoded(cut.ids, labels, False, 0, len(rendered.spans), len(trained), said, parted)
+    return _closed(made, rendered.spans[-1].loss, not special, tokenizer)
+
+
+def _closed(made: Encoded, loss: bool, templated: bool, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """With the token that ends the last turn, where it has none."""
+    eos, ids, labels = tokenizer.eos_token_id, made.input_ids, made.labels
+    if eos is None or (ids and labels[-1] == ids[-1] and ends(ids[-1], tokenizer, templated)):
+        return made
+    if not loss and ids and ends(ids[-1], tokenizer, templated):
+        return made
+    added = Encoded([*ids, eos], [*labels, eos if loss else IGNORE], False, 0, made.turns, made.trained, made.said + 1)
+    return replace(added, parted=made.parted)
+
+
+def _cut_down(made: Encoded, longest: int, encoding: Encoding, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """At most ``longest`` tokens of it."""
+    ids, labels, length = made.input_ids, made.labels, len(made.input_ids)
+    if length <= longest:
+        return replace(made, length=length)
+    if encoding.truncate == "left":
+        # What begins every text goes on beginning this one.
+        first = 1 if ids[0] == tokenizer.bos_token_id and longest > 1 else 0
+        ids, labels = ids[:first] + ids[length - longest + first :], labels[:first] + labels[length - longest + first :]
+    else:
+        ids, labels = ids[:longest], labels[:longest]
+    if encoding.truncate == "drop":
+        labels = [IGNORE] * len(labels)
+    return replace(made, input_ids=ids, labels=labels, truncated=True, length=length)
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -96,60 +228,12 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
         End-of-text, and the chat template's end of turn where that is another token.
     """
     last = encode(Example("", "", "a", "b"), tokenizer, 2**31).input_ids[-1]
-    stops = {last} if _ends(last, tokenizer, templated=True) else set()
+    stops = {last} if ends(last, tokenizer, templated=True) else set()
     return stops | ({tokenizer.eos_token_id} - {None})
 
 
 def _templated(example: Example, tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(tokenizer.chat_template) and bool(example.messages or example.prompt)
-
-
-def _render(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Prompt and completion as text; the completion includes the end of the turn where a template writes one."""
-    if not _templated(example, tokenizer):
-        return (f"{example.prompt}\n" if example.prompt else ""), example.response
-    asked = ({"role": "user", "content": example.prompt},)
-    answered = {"role": "assistant", "content": example.response}
-    turns = [dict(turn) for turn in (example.messages or (*asked, answered))]
-    try:
-        prompt = str(tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True, tokenize=False))
-        whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except TemplateError as error:
-        raise ValueError(
-            f"example {shown(example.id)}: the tokenizer's chat template refuses its turns "
-            f"({', '.join(shown(turn['role']) for turn in turns)}): {shown(error)}"
-        ) from error
-    if whole.startswith(prompt):
-        completion = whole[len(prompt) :]
-    else:
-        # A template that opens a generation with more than it keeps of a reply, such as a thinking mark.
-        _, found, end = whole.rpartition(example.response.strip() or example.response)
-        completion = example.response + (end if found else "")
-    # The line break after an end of turn is never generated.
-    return prompt, completion.rstrip()
-
-
-def _ids(text: str, tokenizer: PreTrainedTokenizerBase, special: bool) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
-
-
-def _prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, templated: bool) -> list[int]:
-    # A template writes its special tokens itself.
-    ids = _ids(prompt, tokenizer, special=not templated)
-    if not templated and ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()  # of a tokenizer that ends every text; the response is still to come
-    return ids
-
-
-def _ends(token: int, tokenizer: PreTrainedTokenizerBase, templated: bool) -> bool:
-    return token == tokenizer.eos_token_id or (templated and token in _special(tokenizer, len(tokenizer)))
-
-
-@lru_cache(maxsize=8)
-def _special(tokenizer: PreTrainedTokenizerBase, size: int) -> frozenset[int]:
-    """Ids of all special tokens, named or only added; ``size`` tells when some were added."""
-    added = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
-    return frozenset(added | set(tokenizer.all_special_ids))
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

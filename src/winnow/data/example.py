@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+from winnow.data.rejects import Rejects
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,11 @@ class Example:
         source: where it came from, for composition tables ("tasks/chains", "dolly/open_qa").
         prompt: what the model is given; empty for plain text.
         response: what it is trained to say; the loss is over these tokens only.
-        messages: the chat this was made from, if it was one: every turn but the last is the
-            prompt, the last one's content is ``response``; ``prompt`` then holds its plain text.
+        messages: the chat this was made from, if it was one, with every key its turns had: the last turn is
+            ``response``, those before it the prompt; ``prompt`` then holds their plain text. A turn of
+            ``weight`` 0 carries no loss.
+        tools: descriptions of tools, for the chat template.
+        template: further variables for the chat template (``chat_template_kwargs`` of a record).
         labels: hidden labels ("group", "noise"): for analysis, never seen by a selector.
         answer: what the task's scorer compares a generation with; None means ``response``.
     """
@@ -26,9 +31,11 @@ class Example:
     source: str
     prompt: str
     response: str
-    messages: tuple[Mapping[str, str], ...] | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     answer: str | None = None
+    tools: tuple[Any, ...] | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -75,8 +82,10 @@ class Corpus:
         stream: the candidates.
         targets: one or more target tasks.
         report: counts of what loading excluded, by reason ("empty response": 3), for the log.
+        rejects: rows that cannot be used, and whether that ends the run; where rows are read from files.
     """
 
     stream: Stream
     targets: Sequence[Target]
     report: Mapping[str, int] = field(default_factory=dict)
+    rejects: Rejects = field(default_factory=Rejects)

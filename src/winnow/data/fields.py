@@ -1,14 +1,17 @@
-"""From a row's fields to an example."""
+"""From a record to an example: by the fields that were named, or by the shape of the record."""
 
 from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from winnow.data.chat import spoken, tools_of, turns_of
 from winnow.data.example import Example
 from winnow.data.files import check_text
+from winnow.data.rejects import BadRow
+from winnow.data.shapes import COMMON, Shaped, recognised
 from winnow.records.shown import shown
 
 LABELS = ("group", "noise")
@@ -32,28 +35,60 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Read:
+    """A record that became an example.
+
+    Args:
+        example: the example.
+        shape: how it was read, in words.
+        used: keys of the record that were looked at.
+    """
+
+    example: Example
+    shape: str
+    used: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Fields:
-    """Which fields of a record are the prompt, the response and the rest.
+    r"""Which fields of a record are the prompt, the response and the rest; None: found by the record's shape.
 
     Prompt and response are names of fields, or templates over them where they contain a brace:
-    ``"Question: {question} Answer:"``. A dot reaches into an object: ``meta.answer``.
-    A record that has the ``messages`` field is read as a chat and needs no prompt or response.
+    ``"Question: {question} Answer:"``, in which ``\n`` and ``\t`` stand for a line break and a tab. A dot reaches
+    into an object: ``meta.answer``. What is named is read, whatever shape the record has besides.
 
     Args:
         prompt: what the model is given.
         response: what it is trained to say.
-        messages: a chat, as a list of ``{role, content}`` whose last turn is the assistant's.
+        messages: a chat: a list of turns (``role``/``content``, or ``from``/``value``) that ends with the assistant's.
+        text: plain text, trained on as a whole.
+        system: a system turn that stands before a chat.
+        tools: descriptions of tools for the chat template.
         id: unique id.
         source: where the record came from, for composition tables.
         answer: what a scorer compares a generation with.
+
+    Raises:
+        ValueError: more than one of prompt and response, messages, and text is named.
     """
 
-    prompt: str = "prompt"
-    response: str = "response"
-    messages: str = "messages"
-    id: str = "id"
-    source: str = "source"
-    answer: str = "answer"
+    prompt: str | None = None
+    response: str | None = None
+    messages: str | None = None
+    text: str | None = None
+    system: str | None = None
+    tools: str | None = None
+    id: str | None = None
+    source: str | None = None
+    answer: str | None = None
+
+    def __post_init__(self) -> None:
+        named = [name for name in ("messages", "text") if getattr(self, name) is not None]
+        if self.prompt is not None or self.response is not None:
+            named.insert(0, "prompt" if self.prompt is not None else "response")
+        if len(named) > 1:
+            keys = " and ".join(f"data.corpus.fields.{name}" for name in named)
+            raise ValueError(f"{keys} contradict each other: a record is read in one way; set all but one to null")
 
     def example(self, row: Row) -> Example:
         """Read one record.
@@ -65,35 +100,101 @@ class Fields:
             The example; its response may be empty.
 
         Raises:
-            ValueError: a field is missing or of the wrong kind; names the record, the field and the fix.
+            BadRow: a field is missing or of the wrong kind; names the field and the fix.
         """
-        labels = {name: str(row.fields[name]) for name in LABELS if row.fields.get(name) not in (None, "")}
-        answer = _find(row.fields, self.answer)
-        if answer is None and self.answer == "answer":
-            answer = _find(row.fields, "meta.answer")
+        return self.read(row).example
+
+    def read(self, row: Row) -> Read:
+        """Read one record, and say how.
+
+        Args:
+            row: the record.
+
+        Returns:
+            The example, the shape and the keys that were looked at.
+
+        Raises:
+            BadRow: as for :meth:`example`.
+        """
+        record = row.fields
+        if record.get("weight") not in (None, 0, 1):
+            raise BadRow(
+                "`weight` of a row must be 0 or 1",
+                f"got {record['weight']!r:.40}; rename the column if it means another",
+            )
+        shaped = self._named(record) or recognised(record)
+        answer = _find(record, self.answer or "answer")
+        if answer is None and self.answer is None:
+            answer = _find(record, "meta.answer")
         shared: dict[str, Any] = {
-            "id": str(_default(_find(row.fields, self.id), row.id)),
-            "source": str(_default(_find(row.fields, self.source), row.source)),
-            "labels": labels,
+            "id": str(_default(_find(record, self.id or "id"), row.id)),
+            "source": str(_default(_find(record, self.source or "source"), row.source)),
+            "labels": {name: str(record[name]) for name in LABELS if record.get(name) not in (None, "")},
             "answer": None if answer is None else str(answer),
         }
-        messages = _find(row.fields, self.messages)
-        if messages is None:
-            return Example(prompt=self._text("prompt", row), response=self._text("response", row), **shared)
-        turns = _turns(messages, row, self.messages)
-        prompt = "\n".join(turn["content"] for turn in turns[:-1])
-        return Example(prompt=prompt, response=turns[-1]["content"], messages=turns, **shared)
+        used = (
+            shaped.used | COMMON | {(getattr(self, part.name) or part.name).split(".")[0] for part in fields(self)[4:]}
+        )
+        return Read(_example(shaped, record, self, shared), shaped.name, frozenset(used))
 
-    def _text(self, role: str, row: Row) -> str:
+    def _named(self, record: Mapping[str, Any]) -> Shaped | None:
+        if self.messages is not None:
+            chat = _find(record, self.messages)
+            if chat is None:
+                raise missing(record, self.messages, "messages")
+            return Shaped(f"chats ({self.messages})", {self.messages.split(".")[0]}, chat=chat, field=self.messages)
+        if self.text is not None:
+            return Shaped(f"plain text ({self.text})", {self.text.split(".")[0]}, "", self._text(record, "text"))
+        if self.prompt is not None or self.response is not None:
+            names = {name: getattr(self, name) or name for name in ("prompt", "response")}
+            texts = {name: self._text(record, name) for name in names}
+            used = set().union(*(_names(name) for name in names.values()))
+            return Shaped("prompt and response (data.corpus.fields)", used, texts["prompt"], texts["response"])
+        return None
+
+    def _text(self, record: Mapping[str, Any], role: str) -> str:
         name = getattr(self, role)
+        if name is None:
+            name = role
+        if not name:
+            return ""
         if "{" in name:
-            return _Template().vformat(name, (), _Missing(row, self, role))
-        value = _find(row.fields, name)
+            return _Template().vformat(unescaped(name), (), _Missing(record, role))
+        value = _find(record, name)
         if value is None:
-            raise ValueError(_missing(row, name, role))
+            raise missing(record, name, role)
         if not isinstance(value, str):
-            raise ValueError(f"{row.where}: field `{name}` must be text, got {type(value).__name__} {value!r:.60}")
+            raise BadRow(f"field `{name}` must be text", f"got {type(value).__name__} {value!r:.60}")
         return value
+
+
+def _example(shaped: Shaped, record: Mapping[str, Any], named: Fields, shared: dict[str, Any]) -> Example:
+    if shaped.chat is None:
+        return Example(prompt=shaped.prompt, response=shaped.response, **shared)
+    system = shaped.system if shaped.system is not None else _find(record, named.system or "system")
+    if system is not None and not isinstance(system, str):
+        raise BadRow(f"field `{named.system or 'system'}` must be text", f"got {type(system).__name__} {system!r:.60}")
+    variables = record.get("chat_template_kwargs") or {}
+    if not isinstance(variables, Mapping):
+        raise BadRow("field `chat_template_kwargs` must be an object", f"got {variables!r:.60}")
+    turns = turns_of(shaped.chat, shaped.field, system)
+    tools = tools_of(_find(record, named.tools or "tools"), named.tools or "tools")
+    prompt = "\n".join(text for text in (spoken(turn) for turn in turns[:-1]) if text)
+    return Example(
+        prompt=prompt, response=spoken(turns[-1]), messages=turns, tools=tools, template=dict(variables), **shared
+    )
+
+
+def unescaped(template: str) -> str:
+    r"""A template as it was meant: Hydra's quotes on the command line leave ``\n`` and ``\t`` as they are typed.
+
+    Args:
+        template: text in which a backslash and n stand for a line break, and a backslash and t for a tab.
+
+    Returns:
+        The text with them.
+    """
+    return template.replace("\\n", "\n").replace("\\t", "\t")
 
 
 class _Template(string.Formatter):
@@ -106,22 +207,29 @@ class _Template(string.Formatter):
 class _Missing(dict[str, Any]):
     """Looks template fields up in a record; one that is not there is an error that names it."""
 
-    def __init__(self, row: Row, fields: Fields, role: str) -> None:
+    def __init__(self, record: Mapping[str, Any], role: str) -> None:
         super().__init__()
-        self.row, self.role = row, role
+        self.record, self.role = record, role
 
     def __missing__(self, name: str) -> Any:
-        value = _find(self.row.fields, name)
+        value = _find(self.record, name)
         if value is None:
-            raise ValueError(_missing(self.row, name, self.role))
+            raise missing(self.record, name, self.role)
         return value
 
 
-def _find(fields: Mapping[str, Any], name: str) -> Any:
+def _names(template: str) -> set[str]:
+    """First parts of the fields that a name or template looks at."""
+    if "{" not in template:
+        return {template.split(".")[0]}
+    return {name.split(".")[0] for _, name, _, _ in string.Formatter().parse(template) if name}
+
+
+def _find(record: Mapping[str, Any], name: str) -> Any:
     """A field by name, or by a path with dots; None where it is not there."""
-    if name in fields:
-        return fields[name]
-    value: Any = fields
+    if name in record:
+        return record[name]
+    value: Any = record
     for part in name.split("."):
         if not isinstance(value, Mapping) or part not in value:
             return None
@@ -130,41 +238,48 @@ def _find(fields: Mapping[str, Any], name: str) -> Any:
 
 
 def _default(value: Any, default: str) -> Any:
-    return default if value is None else value
+    return default if value is None or value == "" else value
 
 
-def _missing(row: Row, name: str, role: str) -> str:
-    known = ", ".join(f"`{shown(key)}`" for key in row.fields) or "none"
-    return (
-        f"{row.where}: field `{name}` is missing or null (the record has {known}); "
-        f"name the field that holds the {role} in data.corpus.fields.{role}, or give `messages`"
+def missing(record: Mapping[str, Any], name: str, role: str) -> BadRow:
+    """The fault of a record without a field that was named.
+
+    Args:
+        record: the record.
+        name: the field.
+        role: what it should have been.
+
+    Returns:
+        The fault, with the keys there are.
+    """
+    known = ", ".join(f"`{shown(key)}`" for key in record) or "none"
+    return BadRow(
+        f"field `{name}` is missing or null",
+        f"the record has {known}; name the field that holds the {role} in data.corpus.fields.{role}",
     )
 
 
-def _turns(messages: Any, row: Row, name: str) -> tuple[dict[str, str], ...]:
-    """A chat, checked: turns of text, the last one the assistant's."""
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or len(messages) < 2:
-        raise ValueError(f"{row.where}: field `{name}` must be a list of at least two turns, got {messages!r:.80}")
-    turns = []
-    for number, turn in enumerate(messages, 1):
-        if not isinstance(turn, Mapping) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
-            raise ValueError(
-                f"{row.where}: field `{name}`, turn {number}, must be an object with `role` and `content` as text, "
-                f"got {turn!r:.80}"
-            )
-        turns.append({"role": turn["role"], "content": turn["content"]})
-    if turns[-1]["role"] != "assistant":
-        raise ValueError(
-            f"{row.where}: the last turn of `{name}` is the response and must have the role `assistant`, "
-            f"got {turns[-1]['role']!r}"
-        )
-    return tuple(turns)
+def check_texts(example: Example) -> None:
+    """Refuse text that no tokenizer and no file takes, wherever in an example it stands.
 
+    Args:
+        example: the example.
 
-def _check_text(example: Example, row: Row) -> None:
+    Raises:
+        BadRow: there is half of a surrogate pair in it.
+    """
     texts = {"prompt": example.prompt, "response": example.response, "id": example.id, "source": example.source}
     texts |= {"answer": example.answer or "", **example.labels}
-    # Roles reach the tokenizer, too: a chat template writes them.
-    texts["messages"] = "".join(turn["role"] + turn["content"] for turn in example.messages or ())
     for name, text in texts.items():
-        check_text(text, name, row.where)
+        check_text(text, name)
+    if example.messages is not None or example.tools or example.template:
+        # Roles and tools reach the tokenizer, too: a chat template writes them.
+        check_text("".join(_leaves((example.messages, example.tools, example.template))), "messages")
+
+
+def _leaves(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [leaf for key, one in value.items() for leaf in (str(key), *_leaves(one))]
+    return [leaf for one in value for leaf in _leaves(one)] if isinstance(value, list | tuple) else []

@@ -11,7 +11,7 @@ import datasets
 
 from winnow.data.example import Corpus, Score
 from winnow.data.fields import Row
-from winnow.data.rows import TargetRows, build_corpus, options
+from winnow.data.rows import Source, TargetRows, build_corpus, options
 
 SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 
@@ -112,8 +112,10 @@ def hub_corpus(
     fields: Mapping[str, str | None] | None = None,
     on_overlap: str = "error",
     limit: int | None = None,
+    on_bad_row: str = "error",
+    cache_dir: str | None = None,
 ) -> Corpus:
-    """A corpus from Hugging Face data sets, held in memory and not streamed.
+    """A corpus from Hugging Face data sets.
 
     Args:
         stream: arguments of ``HubSplit``: the candidates.
@@ -121,6 +123,8 @@ def hub_corpus(
         fields: which fields are prompt and response: arguments of ``winnow.data.fields.Fields``.
         on_overlap: ``error``, or ``drop`` to leave out what stands both in the stream and in a target.
         limit: most examples of the stream; None for all.
+        on_bad_row: ``error``, or ``drop`` to leave rows out that cannot be used, and count them.
+        cache_dir: where what was read of large sets is kept; None keeps it in memory.
 
     Returns:
         The corpus; its stream is finite.
@@ -135,21 +139,27 @@ def hub_corpus(
         key = f"data.corpus.targets.{name}"
         target = options(TargetSplits, given, key)
         rows[name] = TargetRows(
-            _rows(target.val, f"{key}.val"),
-            _rows(target.test, f"{key}.test"),
+            _source(target.val, f"{key}.val"),
+            _source(target.test, f"{key}.test"),
             target.score,
             target.weight,
             target.max_new_tokens,
             target.fields,
         )
-    return build_corpus(_rows(stream, "data.corpus.stream"), rows, fields, on_overlap, limit)
+    source = _source(stream, "data.corpus.stream")
+    return build_corpus(source, rows, fields, on_overlap, limit, on_bad_row, cache_dir)
 
 
-def _rows(given: HubSplit | Mapping[str, Any], key: str) -> Iterator[Row]:
+def _source(given: HubSplit | Mapping[str, Any], key: str) -> Source:
     """Records of a split."""
     split = options(HubSplit, given, key)
+    loaded = split.load(key)
+    return Source(lambda: _rows(split, loaded), int(loaded.data.nbytes), lambda: str(loaded._fingerprint))
+
+
+def _rows(split: HubSplit, loaded: datasets.Dataset) -> Iterator[Row]:
     source = Path(split.path).name
-    for number, fields in enumerate(split.load(key)):
+    for number, fields in enumerate(loaded):
         yield Row(fields, f"{split.path}, {split.split}, row {number}", f"{source}:{number}", source)
 
 

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from inspect import signature
+from pathlib import Path
 from typing import Any, TypeVar
 
-from winnow.data.example import Corpus, Example, Score, Target
-from winnow.data.fields import Fields, Row, _check_text
-from winnow.data.overlap import check_disjoint
-from winnow.data.scoring import scorer_for
+import numpy as np
+from filelock import FileLock
 
+from winnow.data.example import Corpus, Example, Score, Target
+from winnow.data.fields import Fields, Row, check_texts
+from winnow.data.overlap import check_disjoint
+from winnow.data.rejects import BadRow, Rejects
+from winnow.data.scoring import scorer_for
+from winnow.data.table import ExampleTable, Writer
+from winnow.data.tally import Tally, progress
+from winnow.records.shown import shown
+from winnow.records.strict_json import write_json
+
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+FORMAT = 1
+"""Changes where the same file is read otherwise than before, so that nothing older is taken from the cache."""
+CACHED_FROM = 1 << 24
+"""Bytes of a split from which on what was read is kept in a file."""
 
 
 class Listed:
@@ -43,23 +61,54 @@ class Listed:
         return self.examples[index]
 
 
-@dataclass
-class Reader:
-    """Reads records into examples and counts what it leaves out.
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of a split come from.
 
     Args:
-        fields: how records are read.
-        report: counts so far, by reason.
+        rows: gives them from the first on; a fault stands for a row that cannot be read.
+        size: bytes there are to read.
+        fingerprint: of what is in it, so that it is read once; None keeps nothing.
     """
 
-    fields: Fields = field(default_factory=Fields)
-    report: Counter[str] = field(default_factory=Counter)
+    rows: Callable[[], Iterable[Row | Fault]]
+    size: int = 0
+    fingerprint: Callable[[], str] | None = None
 
-    def read(self, rows: Iterable[Row], key: str, limit: int | None = None) -> list[Example]:
-        """Read records; those with an empty response are left out and counted.
+
+@dataclass(frozen=True)
+class Fault:
+    """A row that could not be read.
+
+    Args:
+        where: file and line.
+        fault: what is wrong with it.
+    """
+
+    where: str
+    fault: BadRow
+
+
+@dataclass
+class Reader:
+    """Reads records into examples, and counts what it leaves out.
+
+    Args:
+        rejects: takes the rows that cannot be used.
+        report: counts of what is left out for being empty, by reason.
+        cache_dir: where what was read of large files is kept; None keeps it in memory.
+    """
+
+    rejects: Rejects = field(default_factory=Rejects)
+    report: Counter[str] = field(default_factory=Counter)
+    cache_dir: Path | None = None
+
+    def read(self, source: Source, fields: Fields, key: str, limit: int | None = None) -> ExampleTable:
+        """Read a split; rows with an empty response or weight 0 are left out and counted.
 
         Args:
-            rows: the records.
+            source: its rows.
+            fields: how they are read.
             key: the config key they come from, for messages and counts.
             limit: most examples to keep; None for all.
 
@@ -67,30 +116,77 @@ class Reader:
             The examples, ids distinct.
 
         Raises:
-            ValueError: there is none, an id occurs twice, or a record is not readable.
+            ValueError: there is none.
+            BadRows: rows cannot be used, and ``data.on_bad_row`` is ``error``.
         """
-        examples: list[Example] = []
-        seen: dict[str, str] = {}
-        for row in rows:
-            if limit is not None and len(examples) >= limit:
-                break
-            example = self.fields.example(row)
-            _check_text(example, row)
-            if not example.response.strip():
-                self.report[f"{key}: empty response"] += 1
-                continue
-            if example.id in seen:
-                raise ValueError(
-                    f"{row.where}: the id {example.id!r} was already used at {seen[example.id]} ({key}); "
-                    "ids must be unique: change one, or drop the `id` field to have the examples numbered"
-                )
-            seen[example.id] = row.where
-            examples.append(example)
-        if not examples:
-            left_out = self.report[f"{key}: empty response"]
-            why = f"; {left_out} were left out for an empty response" if left_out else ""
-            raise ValueError(f"{key} gives no examples{why}")
-        return examples
+        found = self._cached(source, fields, key, limit)
+        table = self._distinct(found, key)
+        self.rejects.settle(key)
+        if not len(table):
+            why = [
+                f"{count} {reason.split(': ')[-1]}" for reason, count in self.report.items() if reason.startswith(key)
+            ]
+            why += [f"{self.rejects.of(key)} that cannot be used"] * bool(self.rejects.of(key))
+            raise ValueError(f"{key} gives no examples{'; left out: ' if why else ''}{', '.join(why)}")
+        return table
+
+    def _cached(self, source: Source, fields: Fields, key: str, limit: int | None) -> ExampleTable:
+        if self.cache_dir is None or source.fingerprint is None or source.size < CACHED_FROM:
+            return self._parse(source, fields, key, limit, None)[0]
+        asked = json.dumps([FORMAT, source.fingerprint(), asdict(fields), limit])
+        name = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
+        path, notes = self.cache_dir / f"{name}.examples.arrow", self.cache_dir / f"{name}.json"
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if path.is_file() and notes.is_file():
+                log.info("%s: %s", key, f"read before, taken from {path}")
+                tally = Tally.from_json(json.loads(notes.read_text(encoding="utf-8")))
+                tally.tell(key, self.rejects, self.report)
+                return ExampleTable.mapped(path)
+            table, tally = self._parse(source, fields, key, limit, path)
+            write_json(notes, tally.to_json())
+            return table
+
+    def _parse(
+        self, source: Source, fields: Fields, key: str, limit: int | None, path: Path | None
+    ) -> tuple[ExampleTable, Tally]:
+        tally = Tally()
+        with Writer(path) as writer, progress(key) as done:
+            for row in source.rows():
+                if limit is not None and tally.kept >= limit:
+                    break
+                done()
+                if isinstance(row, Fault):
+                    tally.bad(row.where, row.fault)
+                    continue
+                try:
+                    read = fields.read(row)
+                    check_texts(read.example)
+                except BadRow as fault:
+                    tally.bad(row.where, fault)
+                    continue
+                if tally.takes(row, read):
+                    writer.add(read.example, row.where)
+        assert writer.table is not None
+        tally.tell(key, self.rejects, self.report)
+        return writer.table, tally
+
+    def _distinct(self, table: ExampleTable, key: str) -> ExampleTable:
+        """The table without rows whose id was used before, which are noted."""
+        numbers = table.numbers("key")
+        _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+        keep = np.ones(len(table), dtype=bool)
+        for later in np.flatnonzero(first[inverse] != np.arange(len(table))).tolist():
+            earlier = int(first[inverse[later]])
+            name = table[later].id
+            if name == table[earlier].id:
+                keep[later] = False
+                self.rejects.add(key, table.where(later), BadRow(
+                    "the id was already used",
+                    f"{shown(name)!r} at {table.where(earlier)}; ids must be unique: change one, or drop the `id` "
+                    "field to have the examples numbered",
+                ))  # fmt: skip
+        return table if keep.all() else table.chosen(np.flatnonzero(keep))
 
 
 @dataclass(frozen=True)
@@ -106,8 +202,8 @@ class TargetRows:
         fields: how its records are read, where that differs from the stream's.
     """
 
-    val: Iterable[Row]
-    test: Iterable[Row]
+    val: Source
+    test: Source
     score: Score | str | None = None
     weight: float = 1.0
     max_new_tokens: int = 128
@@ -141,36 +237,38 @@ def options(cls: Callable[..., T], given: Any, key: str) -> T:
 
 
 def build_corpus(
-    stream: Iterable[Row],
+    stream: Source,
     targets: Mapping[str, TargetRows],
     fields: Mapping[str, str | None] | None = None,
     on_overlap: str = "error",
     limit: int | None = None,
+    on_bad_row: str = "error",
+    cache_dir: str | None = None,
 ) -> Corpus:
     """Read a stream and its targets, and make sure that they do not overlap.
 
     Args:
         stream: records of the candidates.
         targets: records of each target, by name.
-        fields: arguments of ``Fields``; where the records differ from its defaults.
+        fields: arguments of ``Fields``; None goes by the shape of each record.
         on_overlap: ``error``, or ``drop`` to leave overlapping examples out and count them.
         limit: most examples of the stream; None for all.
+        on_bad_row: ``error``, or ``drop`` to leave rows out that cannot be used, and count them.
+        cache_dir: where what was read of large files is kept; None keeps it in memory.
 
     Returns:
-        The corpus; its ``report`` counts what was left out.
+        The corpus; its ``report`` counts what was left out, and ``rejects`` holds rows that could not be used.
 
     Raises:
         ValueError: see ``Reader.read`` and ``check_disjoint``.
     """
-    report: Counter[str] = Counter()
-    examples = Reader(options(Fields, fields or {}, "data.corpus.fields"), report).read(
-        stream, "data.corpus.stream", limit
-    )
+    reader = Reader(Rejects(on_bad_row), cache_dir=None if cache_dir is None else Path(cache_dir).expanduser())
+    examples = reader.read(stream, options(Fields, fields or {}, "data.corpus.fields"), "data.corpus.stream", limit)
     built = []
     for name, rows in targets.items():
         key = f"data.corpus.targets.{name}"
-        reader = Reader(options(Fields, {**(fields or {}), **(rows.fields or {})}, f"{key}.fields"), report)
-        val, test = reader.read(rows.val, f"{key}.val"), reader.read(rows.test, f"{key}.test")
+        how = options(Fields, {**(fields or {}), **(rows.fields or {})}, f"{key}.fields")
+        val, test = reader.read(rows.val, how, f"{key}.val"), reader.read(rows.test, how, f"{key}.test")
         built.append(Target(name, val, test, scorer_for(rows.score, test, key), rows.weight, rows.max_new_tokens))
-    examples, built, dropped = check_disjoint(examples, built, on_overlap)
-    return Corpus(Listed(examples), built, {**report, **dropped})
+    kept, built, dropped = check_disjoint(examples, built, on_overlap)
+    return Corpus(Listed(kept), built, {**reader.report, **dropped}, reader.rejects)

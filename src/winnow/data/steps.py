@@ -13,9 +13,12 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from winnow.data.encode import Encoded, collate, describe, encode, pad_token_id
+from winnow.data.encode import PLAIN, Encoded, Encoding, collate, describe, encode, pad_token_id
 from winnow.data.example import Corpus, Example, Stream
 from winnow.data.pack import Packed
+from winnow.data.rejects import placed
+from winnow.data.turns import Turns, rows_per_target
+from winnow.records.shown import shown
 
 TARGET_ORDERS = ("shared", "round_robin")
 
@@ -117,6 +120,7 @@ class StepData(Dataset):
         packing: join documents into rows of ``max_length`` tokens (pre-training).
         target_order: ``shared`` | ``round_robin``.
         raw: candidates in front of a gate; None for pools as they come.
+        encoding: what carries loss, what is cut.
 
     Raises:
         ValueError: ``target_order`` is neither, or ``raw`` does not go with the pools.
@@ -133,6 +137,7 @@ class StepData(Dataset):
         packing: bool = False,
         target_order: str = "shared",
         raw: Raw | None = None,
+        encoding: Encoding = PLAIN,
     ) -> None:
         if raw is not None:
             raw.check(pool_size, packing)
@@ -140,7 +145,7 @@ class StepData(Dataset):
             raise ValueError(f"data.target_order must be one of {', '.join(TARGET_ORDERS)}; got {target_order!r}")
         self.stream: Stream = corpus.stream
         self.targets = list(corpus.targets)
-        self.tokenizer, self.max_length, self.seed = tokenizer, max_length, seed
+        self.tokenizer, self.max_length, self.seed, self.encoding = tokenizer, max_length, seed, encoding
         self.raw, self.pool_size = raw, pool_size
         self.draw_size = pool_size if raw is None else raw.size
         weights = [target.weight for target in self.targets]
@@ -186,7 +191,22 @@ class StepData(Dataset):
         Returns:
             ``pool`` token batch, ``meta`` lists for the records, ``truncated`` rows.
         """
-        return self._pool([(example, encode(example, self.tokenizer, self.max_length)) for example in examples])
+        return self._pool([(example, self.encoded(example)) for example in examples])
+
+    def encoded(self, example: Example) -> Encoded:
+        """An example as tokens.
+
+        Args:
+            example: the example.
+
+        Returns:
+            Its tokens.
+
+        Raises:
+            ValueError: it cannot be used; a finite stream of files was looked through before for such.
+        """
+        with placed(f"example {shown(example.id)!r}"):
+            return encode(example, self.tokenizer, self.max_length, self.encoding)
 
     def _pool(self, drawn: Sequence[tuple[Example, Encoded]]) -> dict[str, Any]:
         rows = [row for _, row in drawn]
@@ -240,71 +260,7 @@ class StepData(Dataset):
             for position in range(turn * count, (turn + 1) * count):
                 lap, place = divmod(position, len(target.val))
                 example = target.val[int(_permutation(len(target.val), self.seed, 1 + number, lap)[place])]
-                rows.append(encode(example, self.tokenizer, self.max_length))
+                rows.append(self.encoded(example))
                 weight.append(target.weight / total / count)
                 task.append(number)
         return {**collate(rows, self.pad), "weight": torch.tensor(weight), "task": torch.tensor(task)}
-
-
-class Turns:
-    """Which target has its turn at a step: at every step the one that is furthest behind its share.
-
-    Args:
-        weights: of the targets, > 0.
-
-    Raises:
-        ValueError: a weight is not positive.
-    """
-
-    def __init__(self, weights: Sequence[float]) -> None:
-        if not all(0 < weight < float("inf") for weight in weights):
-            raise ValueError(f"data target weights must be > 0, got {list(weights)}")
-        self.shares = np.array(weights, dtype=float) / sum(weights)
-        self._taken = np.zeros(len(weights), dtype=int)
-        self._turns: list[tuple[int, int]] = []
-
-    def __getitem__(self, step: int) -> tuple[int, int]:
-        """The target of a step, a pure function of it.
-
-        Args:
-            step: since the start of training.
-
-        Returns:
-            Number of the target, and how many turns it has had before.
-        """
-        while len(self._turns) <= step:
-            behind = self.shares * (len(self._turns) + 1) - self._taken
-            number = int(behind.argmax())
-            self._turns.append((number, int(self._taken[number])))
-            self._taken[number] += 1
-        return self._turns[step]
-
-
-def rows_per_target(rows: int, weights: Sequence[float]) -> list[int]:
-    """Split the target batch among targets: by weight, largest remainder, at least one row each.
-
-    Args:
-        rows: size of the target batch, M.
-        weights: weight of each target, > 0.
-
-    Returns:
-        Rows per target; they sum to ``rows``.
-
-    Raises:
-        ValueError: fewer rows than targets, or a weight that is not positive.
-    """
-    if not weights:
-        return []
-    if not all(0 < weight < float("inf") for weight in weights):
-        raise ValueError(f"data target weights must be > 0, got {list(weights)}")
-    if rows < len(weights):
-        raise ValueError(f"data.target_batch_size={rows} is smaller than the number of targets ({len(weights)})")
-    exact = np.array(weights, dtype=float) / sum(weights) * rows
-    counts = np.maximum(np.floor(exact).astype(int), 1)
-    while counts.sum() != rows:
-        gap = exact - counts
-        if counts.sum() < rows:
-            counts[int(gap.argmax())] += 1
-        else:
-            counts[int(np.where(counts > 1, gap, np.inf).argmin())] -= 1
-    return counts.tolist()

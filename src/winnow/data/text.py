@@ -8,6 +8,7 @@ from itertools import accumulate
 
 from winnow.data.example import Example
 from winnow.data.files import check_text, read_json_lines
+from winnow.data.rejects import placed
 
 
 class TextPassages:
@@ -29,7 +30,8 @@ class TextPassages:
             for number, row in read_json_lines(path, "data.corpus.text"):
                 if not isinstance(row.get("text"), str):
                     raise ValueError(f"{path}, line {number}: no field `text` with text in it (data.corpus.text)")
-                check_text(row["text"], "text", f"{path}, line {number}")
+                with placed(f"{path}, line {number}"):
+                    check_text(row["text"], "text")
                 documents.append(row["text"])
         self.documents = [text for text in documents if len(text) > characters]
         if not self.documents:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from winnow.data.encode import collate, encode, pad_token_id
+from winnow.data.encode import PLAIN, Encoding, collate, encode, pad_token_id
 from winnow.data.example import Target
 from winnow.evaluation.generation import accuracy
 from winnow.evaluation.nll import answer_nll
@@ -22,6 +22,7 @@ def evaluate(
     nll_limit: int | None = None,
     accuracy_limit: int | None = None,
     batch_size: int = 32,
+    encoding: Encoding = PLAIN,
 ) -> dict[str, float]:
     """Answer NLL and accuracy on the test split of every target.
 
@@ -33,6 +34,7 @@ def evaluate(
         nll_limit: test examples per target for the NLL; None for all, 0 for none.
         accuracy_limit: test examples per target to generate for; None for all, 0 for none.
         batch_size: examples per batch.
+        encoding: what carries loss, what is cut.
 
     Returns:
         ``<target>/nll`` in nats per token, and ``<target>/accuracy`` where the task has a scorer.
@@ -40,11 +42,13 @@ def evaluate(
     results: dict[str, float] = {}
     for target in targets:
         if nll_limit != 0:
-            rows = [encode(example, tokenizer, max_length) for example in list(target.test)[:nll_limit]]
+            rows = [encode(example, tokenizer, max_length, encoding) for example in list(target.test)[:nll_limit]]
             rows.sort(key=lambda row: len(row.input_ids))
             pad = pad_token_id(tokenizer)
             batches = (collate(rows[at : at + batch_size], pad) for at in range(0, len(rows), batch_size))
             results[f"{target.name}/nll"] = answer_nll(model, batches)
         if accuracy_limit != 0 and target.score is not None:
-            results[f"{target.name}/accuracy"] = accuracy(model, tokenizer, target, accuracy_limit, 2 * batch_size)
+            results[f"{target.name}/accuracy"] = accuracy(
+                model, tokenizer, target, accuracy_limit, 2 * batch_size, encoding
+            )
     return results

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from winnow.data.encode import encode_prompt, pad_token_id, stop_token_ids
+from winnow.data.encode import PLAIN, Encoding, encode_prompt, pad_token_id, stop_token_ids
 from winnow.data.example import Example, Target
 
 
@@ -20,6 +20,7 @@ def generate(
     examples: Sequence[Example],
     max_new_tokens: int,
     batch_size: int = 64,
+    encoding: Encoding = PLAIN,
 ) -> list[str]:
     """Greedy continuations of the examples' prompts.
 
@@ -29,6 +30,7 @@ def generate(
         examples: whose prompts to continue; their responses are not looked at.
         max_new_tokens: length allowed to each continuation.
         batch_size: prompts per batch, padded on the left.
+        encoding: how prompts become tokens.
 
     Returns:
         One text per example, without special tokens, in the order given.
@@ -47,7 +49,7 @@ def generate(
         eos_token_id=sorted(end for end in ends if end is not None) or None,
         use_cache=True,
     )
-    prompts = [encode_prompt(example, tokenizer) or [pad] for example in examples]
+    prompts = [encode_prompt(example, tokenizer, encoding) or [pad] for example in examples]
     order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
     texts = [""] * len(prompts)
     try:
@@ -73,6 +75,7 @@ def accuracy(
     target: Target,
     limit: int | None = None,
     batch_size: int = 64,
+    encoding: Encoding = PLAIN,
 ) -> float:
     """Mean score of greedy generations on a target's test split.
 
@@ -82,6 +85,7 @@ def accuracy(
         target: the task; it must have a scorer.
         limit: test examples to use; None for all.
         batch_size: prompts per batch.
+        encoding: how prompts become tokens.
 
     Returns:
         Mean score in [0, 1].
@@ -92,5 +96,5 @@ def accuracy(
     if target.score is None:
         raise ValueError(f"target {target.name!r} has no scorer, so its accuracy is not defined")
     examples = list(target.test)[:limit]
-    texts = generate(model, tokenizer, examples, target.max_new_tokens, batch_size)
+    texts = generate(model, tokenizer, examples, target.max_new_tokens, batch_size, encoding)
     return sum(target.score(text, example) for text, example in zip(texts, examples, strict=True)) / len(examples)

@@ -22,12 +22,24 @@ ADDED: dict[str, Any] = {
     "resume_method": "same",
     "gate": {},
     "data.draw_size": None,
+    "data.loss_on": "assistant",
+    "data.truncate": "right",
+    "data.join_turns": False,
+    "data.on_bad_row": "error",
+    "data.date": None,
+    "data.cache_dir": "outputs/cache",
+    **{f"data.corpus.fields.{name}": None for name in ("text", "system", "tools")},
+    "data.corpus.on_bad_row": "error",
+    "data.corpus.cache_dir": "outputs/cache",
     "scoring.period": 1,
     "scoring.between": "uniform",
     **{f"scoring.{name}": None for name in ("max_tokens", "precision", "proxy")},
     **{f"budget.{name}": None for name in ("flops", "examples", "tokens", "minutes")},
 }
 """Options that runs of earlier versions did not record, as they behaved."""
+ADDED_OF_FILES = {"data.loss_on": "last", "data.join_turns": True}
+"""The same of runs on files, whose chats were read otherwise; other streams have no chats."""
+FILES = ("winnow.data.jsonl.jsonl_corpus", "winnow.data.hub.hub_corpus")
 
 
 class FolderInUse(ValueError):
@@ -132,7 +144,8 @@ def differences(recorded: dict[str, Any], asked: dict[str, Any]) -> list[str]:
         ``key was VALUE, is VALUE`` for each, in order.
     """
     before, after = (dict(flatten(_placeless(one, str(one.get("out"))))) for one in (recorded, asked))
-    before = {key: value for key, value in ADDED.items() if key in after} | before
+    added = ADDED | (ADDED_OF_FILES if before.get("data.corpus._target_") in FILES else {})
+    before = {key: value for key, value in added.items() if key in after} | before
     return [
         f"{key} was {before.get(key, 'absent')}, is {after.get(key, 'absent')}"
         for key in {**before, **after}

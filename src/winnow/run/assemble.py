@@ -32,6 +32,7 @@ from winnow.records.provenance import anonymous
 from winnow.records.table import TABLES
 from winnow.run.instantiate import BuildError, blaming, build, build_all, check_numbers, plain
 from winnow.run.options import check_options
+from winnow.run.rows import encoding_of
 from winnow.run.stages import gate_of, intake_of, limits_of, raw_of, schedule_of, scorer_options
 from winnow.selectors.abilities import Labelled, Recorded, Sized
 from winnow.selectors.base import Selector, check_filter_size
@@ -249,8 +250,9 @@ def datamodule(
         for accepts in (SelectionDataModule, restricted):
             check_numbers(accepts, options, "data")
         subset = {key: options.pop(key) for key in [*options] if key.startswith("subset")}
-        raw = raw_of(cfg, gate)
-        return SelectionDataModule(restricted(corpus, **subset), tokenizer, seed=cfg.seed, raw=raw, **options)
+        encoding = encoding_of(options)
+        raw, part = raw_of(cfg, gate), restricted(corpus, **subset)
+        return SelectionDataModule(part, tokenizer, seed=cfg.seed, raw=raw, encoding=encoding, **options)
 
 
 def _resume(cfg: DictConfig, parts: Parts) -> None:

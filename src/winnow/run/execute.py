@@ -27,6 +27,7 @@ from winnow.run.allocator import keep_freed_memory
 from winnow.run.assemble import Parts, equip, given, in_sweep
 from winnow.run.instantiate import BuildError, blaming, plain
 from winnow.run.process import left_as_found
+from winnow.run.rows import REJECTS, rejects_written, settle_date
 from winnow.run.stages import lift_steps
 from winnow.tracking import is_lost, let_go
 from winnow.training.stopping import handled
@@ -62,6 +63,8 @@ def run(cfg: DictConfig) -> float | None:
 
 def _in_folder(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """The summary of a run whose folder nobody else writes in."""
+    began = [Path(cfg.ckpt_path).resolve().parent.parent] if cfg.ckpt_path else []
+    settle_date(cfg, *began, *([folder] if in_sweep() else []))
     config = anonymous(plain(cfg))
     if not in_sweep():
         claim(folder, cfg.ckpt_path)
@@ -84,8 +87,9 @@ def _recorded(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     status, parts = Status(folder), Parts()
     with left_as_found(), handled(parts.stop):
         try:
-            with blaming(""):
+            with blaming(""), rejects_written(folder / REJECTS) as rejects:
                 equip(cfg, folder, parts)
+                rejects.append(parts.experiment.data.corpus.rejects)
             summary = _execute(cfg, folder, parts)
         except BaseException as error:
             known = [folder / "checkpoints" / "last.ckpt", *([Path(cfg.ckpt_path)] if cfg.ckpt_path else [])]
@@ -148,6 +152,7 @@ def _measure(cfg: DictConfig, parts: Parts) -> dict[str, float]:
         parts.experiment.language.tokenizer,
         parts.experiment.data.corpus.targets,
         max_length=parts.experiment.data.max_length,
+        encoding=parts.experiment.data.encoding,
         **plain(cfg.evaluation),
     )
 

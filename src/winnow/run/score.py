@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from winnow.data import Corpus, Example, SelectionDataModule, collate, encode
+from winnow.data import Corpus, Example, SelectionDataModule, collate
 from winnow.data.encode import describe, pad_token_id
 from winnow.lm.batch import TargetBatch
 from winnow.lm.layout import response_tokens
@@ -30,6 +30,7 @@ from winnow.run.assemble import Experiment, assemble, check
 from winnow.run.instantiate import BuildError, blaming, build, plain
 from winnow.run.options import check_options
 from winnow.run.process import left_as_found
+from winnow.run.rows import rejects_written, settle_date
 from winnow.run.stages import check_plain
 from winnow.signals import Needs, Signals
 from winnow.training.precision import check_precision
@@ -61,9 +62,12 @@ def run(cfg: DictConfig) -> Path:
         file = Path(cfg.file).expanduser()
         check_file(file, cfg.overwrite)
         lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-        corpus: Corpus = build(cfg.data.corpus)
+        settle_date(cfg)
+        with rejects_written(file.with_name(f"{file.stem}.rejects.jsonl")) as rejects:
+            corpus: Corpus = build(cfg.data.corpus)
+            table, costs, facts = WAYS[cfg.method](cfg, corpus)
+            rejects.append(corpus.rejects)
         name = str(cfg.name) if cfg.method == "selector" else str(cfg.method)
-        table, costs, facts = WAYS[cfg.method](cfg, corpus)
     # Loading and the target count too: without them there would be no scores.
     spent = perf_counter() - started
     costs[-1] = Cost(costs[-1].what, costs[-1].examples, costs[-1].tokens, spent)
@@ -114,9 +118,9 @@ class Stream:
     device: torch.device
 
     def __post_init__(self) -> None:
-        stream, tokenizer = self.data.corpus.stream, self.data.tokenizer
+        stream = self.data.corpus.stream
         self.examples = [stream[position] for position in range(_count(self.cfg, self.data.corpus))]
-        self.rows = [encode(example, tokenizer, self.data.max_length) for example in self.examples]
+        self.rows = [self.data.steps.encoded(example) for example in self.examples]
 
     def pools(self) -> Iterator[tuple[dict[str, Tensor], Mapping[str, Sequence[str]]]]:
         """From the beginning, saying now and then how far it is.
@@ -222,7 +226,7 @@ def _target(cfg: DictConfig, data: SelectionDataModule, device: torch.device) ->
     whole = sum(one.weight for one in targets)
     for number, one in enumerate(targets):
         val = _some(cfg, one.val)
-        rows += [encode(example, data.tokenizer, data.max_length) for example in val]
+        rows += [data.steps.encoded(example) for example in val]
         weight += [one.weight / whole / len(val)] * len(val)
         task += [number] * len(val)
     batch = {name: value.to(device) for name, value in collate(rows, pad_token_id(data.tokenizer)).items()}

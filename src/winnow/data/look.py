@@ -1,0 +1,250 @@
+"""Every row of a finite split, encoded and checked once before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from transformers import PreTrainedTokenizerBase
+
+from winnow.data.encode import PLAIN, Encoding, encode
+from winnow.data.example import Example
+from winnow.data.parts import only, place_of
+from winnow.data.rejects import LISTED, BadRow, Rejects
+from winnow.data.table import ExampleTable
+from winnow.data.tally import progress
+from winnow.lm.losses import IGNORE
+from winnow.records.strict_json import replacing
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("length", "kept", "said", "loss", "turns", "trained", "parted", "answered", "fault")
+PIECE = 2_000
+"""Rows that a process looks at in one go."""
+SHARED_FROM = 20_000
+"""Rows from which on other processes help, which take seconds to begin."""
+FORMAT = 1
+"""Changes where the same row is encoded otherwise than before."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen of a split, by row.
+
+    Args:
+        columns: of each row ``length``, tokens before the cut; ``kept``, after it; ``said``, the assistant's before
+            it; ``loss``, that carry loss after it; ``turns`` and ``trained``, the assistant's; ``parted``, whether a
+            generation would be opened otherwise; ``answered``, whether a token with loss is predicted; ``fault``, one
+            more than the position of its fault in ``faults``, or 0. [rows] each.
+        faults: reason and detail of rows that cannot be used; of the first in full, of later ones the reason.
+    """
+
+    columns: dict[str, np.ndarray]
+    faults: list[tuple[str, str]]
+
+    def total(self, column: str) -> int:
+        """Sum over rows.
+
+        Args:
+            column: its name.
+
+        Returns:
+            The sum.
+        """
+        return int(self.columns[column].sum())
+
+
+@dataclass(frozen=True)
+class Glass:
+    """Looks at examples.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        max_length: longest sequence, in tokens; ``data.max_length``.
+        encoding: what carries loss, what is cut.
+        cache_dir: where what was seen of large splits is kept; None keeps nothing.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    encoding: Encoding = PLAIN
+    cache_dir: Path | None = None
+
+    def look(self, examples: Sequence[Example], key: str) -> Looked:
+        """Encode and check all examples, or recall what was seen of them.
+
+        Args:
+            examples: a split.
+            key: its config key, for the progress bar.
+
+        Returns:
+            What was seen.
+        """
+        table = examples if isinstance(examples, ExampleTable) else None
+        if self.cache_dir is None or table is None or table.path is None:
+            return self._look(examples, key)
+        rows = b"" if table.rows is None else table.rows.tobytes()
+        asked = [FORMAT, table.path.name, self.max_length, asdict(self.encoding), fingerprint(self.tokenizer)]
+        name = hashlib.blake2b(json.dumps(asked).encode() + rows, digest_size=16).hexdigest()
+        path = self.cache_dir / f"{name}.looked.npz"
+        with FileLock(f"{path}.lock"):
+            if path.is_file():
+                with np.load(path, allow_pickle=False) as kept:
+                    faults = [(reason, detail) for reason, detail in json.loads(str(kept["faults"]))]
+                    return Looked({column: kept[column] for column in COLUMNS}, faults)
+            looked = self._look(examples, key)
+            with replacing(path) as aside, open(aside, "wb") as file:
+                np.savez(file, faults=np.array(json.dumps(looked.faults)), **looked.columns)  # type: ignore[arg-type]
+            return looked
+
+    def _look(self, examples: Sequence[Example], key: str) -> Looked:
+        starts = range(0, len(examples), PIECE)
+        pieces: list[Looked] = []
+        with progress(f"{key}: checking", len(examples)) as done:
+            for looked in self._pieces(examples, starts):
+                pieces.append(looked)
+                done(PIECE)
+        columns = {name: np.concatenate([piece.columns[name] for piece in pieces]) for name in COLUMNS}
+        faults: list[tuple[str, str]] = []
+        seen: dict[tuple[str, str], int] = {}
+        at = 0
+        for piece in pieces:
+            size = len(piece.columns["fault"])
+            for row in np.flatnonzero(piece.columns["fault"]).tolist():
+                fault = piece.faults[piece.columns["fault"][row] - 1]
+                if len(faults) >= LISTED:
+                    fault = (fault[0], "")
+                    if fault not in seen:
+                        seen[fault] = len(faults)
+                        faults.append(fault)
+                    columns["fault"][at + row] = seen[fault] + 1
+                    continue
+                faults.append(fault)
+                columns["fault"][at + row] = len(faults)
+            at += size
+        return Looked(columns, faults)
+
+    def _pieces(self, examples: Sequence[Example], starts: range) -> Iterator[Looked]:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        mapped = isinstance(examples, ExampleTable) and examples.path is not None
+        if len(examples) < SHARED_FROM or workers < 2 or not mapped:
+            yield from (self.see(_some(examples, start)) for start in starts)
+            return
+        # A process of its own kind of start: forking one that has threads may leave it hanging.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, _begin, (self, examples)) as pool:
+            yield from pool.map(_see, starts, chunksize=4)
+
+    def see(self, examples: Sequence[Example]) -> Looked:
+        """Encode and check examples, in this process.
+
+        Args:
+            examples: some of a split.
+
+        Returns:
+            What was seen.
+        """
+        columns = {name: np.zeros(len(examples), dtype=np.int32) for name in COLUMNS}
+        faults: list[tuple[str, str]] = []
+        for at, example in enumerate(examples):
+            try:
+                row = encode(example, self.tokenizer, self.max_length, self.encoding)
+            except BadRow as fault:
+                faults.append((fault.reason, fault.detail))
+                columns["fault"][at] = len(faults)
+                continue
+            loss = len(row.labels) - row.labels.count(IGNORE)
+            # The first token of a row is predicted by nothing.
+            answered = loss > int(bool(row.labels) and row.labels[0] != IGNORE)
+            values = (row.length, len(row.input_ids), row.said, loss, row.turns, row.trained, row.parted, answered)
+            for name, value in zip(COLUMNS, values, strict=False):
+                columns[name][at] = value
+        return Looked(columns, faults)
+
+
+def _some(examples: Sequence[Example], start: int) -> Sequence[Example]:
+    return list(examples[start : start + PIECE])
+
+
+_GLASS: list[tuple[Glass, Sequence[Example]]] = []
+"""What a worker process looks through, and at."""
+
+
+def _begin(glass: Glass, examples: Sequence[Example]) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _GLASS.append((glass, examples))
+
+
+def _see(start: int) -> Looked:
+    glass, examples = _GLASS[-1]
+    return glass.see(_some(examples, start))
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of all that decides which ids a text becomes.
+
+    Args:
+        tokenizer: the model's tokenizer.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    whole = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    parts = [whole, json.dumps(tokenizer.chat_template), str(tokenizer.special_tokens_map), type(tokenizer).__name__]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def settle(examples: Sequence[Example], looked: Looked, key: str, rejects: Rejects) -> np.ndarray:
+    """Refuse or leave out the rows that cannot be used.
+
+    Args:
+        examples: the split.
+        looked: what was seen of it.
+        key: its config key.
+        rejects: takes the rows.
+
+    Returns:
+        True for each row that stays. [rows]
+
+    Raises:
+        BadRows: there are some, and ``data.on_bad_row`` is ``error``.
+        ValueError: none is left.
+    """
+    faults = looked.columns["fault"]
+    for row in np.flatnonzero(faults).tolist():
+        rejects.add(key, place_of(examples, row), BadRow(*looked.faults[faults[row] - 1]))
+    left = rejects.settle(key)
+    keep: np.ndarray = faults == 0
+    if not keep.any():
+        raise ValueError(f"{key}: none of its {len(keep)} rows can be used; {_first(looked)}")
+    if (~keep).any():
+        log.warning("%s: %d rows left out that cannot be used (data.on_bad_row=drop)", key, left)
+    return keep
+
+
+def _first(looked: Looked) -> str:
+    return str(BadRow(*looked.faults[0]))
+
+
+def narrowed(examples: Sequence[Example], looked: Looked, keep: np.ndarray) -> tuple[Sequence[Example], Looked]:
+    """A split and what was seen of it, without some rows.
+
+    Args:
+        examples: the split.
+        looked: what was seen of it.
+        keep: true for rows that stay. [rows]
+
+    Returns:
+        Both.
+    """
+    return only(examples, keep), Looked({name: column[keep] for name, column in looked.columns.items()}, looked.faults)
