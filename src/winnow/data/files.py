@@ -189,8 +189,18 @@ def _reader(path: str, head: bytes) -> tuple[Callable[[io.BufferedReader], Value
     if name.endswith((".csv", ".tsv")):
         return lambda file: _csv(file, "\t" if name.endswith(".tsv") else ","), "line"
     if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-        return lambda file: _array(file, name.endswith((".jsonl", ".ndjson"))), "item"
+        return (_lines, "line") if name.endswith((".jsonl", ".ndjson")) and not _one_value(path) else (_array, "item")
     return _lines, "line"
+
+
+def _one_value(path: str) -> bool:
+    """Whether a file is one JSON value, whatever it is called."""
+    with closing(_opened(path)) as file:
+        try:
+            json.loads(file.read().decode("utf-8-sig"))
+        except (ValueError, RecursionError):
+            return False
+    return True
 
 
 def _refused(reason: str) -> Callable[[io.BufferedReader], Values]:
@@ -208,15 +218,11 @@ def _lines(file: io.BufferedReader) -> Values:
             yield number, _parsed(text)
 
 
-def _array(file: io.BufferedReader, lines: bool) -> Values:
-    """One array of objects; what is none and is called JSON lines is read as those."""
-    raw = file.read()
+def _array(file: io.BufferedReader) -> Values:
+    text = file.read().decode("utf-8-sig")
     try:
-        values = json.loads(raw.decode("utf-8-sig"))
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if lines:
-            yield from _lines(io.BufferedReader(cast("io.RawIOBase", io.BytesIO(raw))))
-            return
         place = f"line {error.lineno}, {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)[:80]
         yield 0, BadRow("not a JSON array", place)
         return
@@ -261,6 +267,8 @@ def _csv(file: io.BufferedReader, delimiter: str) -> Values:
             yield reader.line_num, {name: cell for name, cell in zip(header, cells, strict=True) if cell}
     except csv.Error as error:
         yield reader.line_num, BadRow("not CSV", str(error))
+    finally:
+        text.detach()
 
 
 def _parquet(file: io.BufferedReader) -> Values:

@@ -107,10 +107,10 @@ class Glass:
             return looked
 
     def _look(self, examples: Sequence[Example], key: str) -> Looked:
-        starts = range(0, len(examples), PIECE)
+        parts = [(start, min(start + PIECE, len(examples))) for start in range(0, len(examples), PIECE)]
         pieces: list[Looked] = []
         with progress(f"{key}: checking", len(examples)) as done:
-            for looked in self._pieces(examples, starts):
+            for looked in self._pieces(examples, parts):
                 pieces.append(looked)
                 done(PIECE)
         columns = {name: np.concatenate([piece.columns[name] for piece in pieces]) for name in COLUMNS}
@@ -133,16 +133,16 @@ class Glass:
             at += size
         return Looked(columns, faults)
 
-    def _pieces(self, examples: Sequence[Example], starts: range) -> Iterator[Looked]:
+    def _pieces(self, examples: Sequence[Example], parts: list[tuple[int, int]]) -> Iterator[Looked]:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         mapped = isinstance(examples, ExampleTable) and examples.path is not None
         if len(examples) < SHARED_FROM or workers < 2 or not mapped:
-            yield from (self.see(_some(examples, start)) for start in starts)
+            yield from (self.see(list(examples[start:stop])) for start, stop in parts)
             return
         # A process of its own kind of start: forking one that has threads may leave it hanging.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, _begin, (self, examples)) as pool:
-            yield from pool.map(_see, starts, chunksize=4)
+            yield from pool.map(_see, parts, chunksize=4)
 
     def see(self, examples: Sequence[Example]) -> Looked:
         """Encode and check examples, in this process.
@@ -171,10 +171,6 @@ class Glass:
         return Looked(columns, faults)
 
 
-def _some(examples: Sequence[Example], start: int) -> Sequence[Example]:
-    return list(examples[start : start + PIECE])
-
-
 _GLASS: list[tuple[Glass, Sequence[Example]]] = []
 """What a worker process looks through, and at."""
 
@@ -184,9 +180,9 @@ def _begin(glass: Glass, examples: Sequence[Example]) -> None:
     _GLASS.append((glass, examples))
 
 
-def _see(start: int) -> Looked:
+def _see(part: tuple[int, int]) -> Looked:
     glass, examples = _GLASS[-1]
-    return glass.see(_some(examples, start))
+    return glass.see(list(examples[part[0] : part[1]]))
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

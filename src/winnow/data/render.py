@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from winnow.data.day import frozen
 from winnow.data.example import Example
 from winnow.data.rejects import BadRow
 from winnow.records.shown import shown
@@ -103,10 +103,9 @@ def template_of(example: Example, tokenizer: PreTrainedTokenizerBase, day: str |
         the template refuses.
     """
     variables = dict(example.template)
-    if day is not None:
-        frozen = date.fromisoformat(day)
-        variables = {"strftime_now": frozen.strftime, **variables}
     tools = None if example.tools is None else list(example.tools)
+    if day is not None:
+        variables["chat_template"] = frozen(tokenizer.get_chat_template(tools=tools), day)
 
     def write(turns: Sequence[Mapping[str, Any]], opened: bool = False) -> str:
         given = [{key: value for key, value in turn.items() if key != "weight"} for turn in turns]

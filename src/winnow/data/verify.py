@@ -40,9 +40,12 @@ def check_rendering(example: Example, rendered: Rendered) -> None:
             _check_call(call, where, position)
     for tool in example.tools or ():
         function = tool.get("function", tool)
-        name = function.get("name") if isinstance(function, Mapping) else None
-        if isinstance(name, str) and not _stands(name, rendered.text):
-            raise BadRow("the chat template has no place for `tools`", f"{shown(name)} is not in the text; {REMEDY}")
+        said = [function.get(key) for key in ("name", "description")] if isinstance(function, Mapping) else []
+        for text in said:
+            if isinstance(text, str) and not _stands(text, rendered.text):
+                raise BadRow(
+                    "the chat template has no place for `tools`", f"{shown(text)} is not in the text; {REMEDY}"
+                )
     _check_once(example, rendered)
 
 
