@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from winnow.gradients.factors.base import Factor
 from winnow.gradients.factors.sum import Sum
-from winnow.gradients.layers import Call, differentiable, rule_for
+from winnow.gradients.layers import Call, Slot, differentiable, rule_for
+from winnow.gradients.owners import owners
 from winnow.gradients.probe import Probe
 from winnow.lm.packing import Packing
 
@@ -120,7 +121,8 @@ class Capture:
         )
         if not loss.requires_grad:
             raise RuntimeError(
-                "the loss depends on none of the chosen parameters' modules; choose others with scoring.layers"
+                "the loss depends on none of the chosen parameters' modules (they are used outside their modules' "
+                "calls, or not at all); choose others with scoring.layers, or a selector that needs no gradients"
             )
         # The anchor's gradient is never computed: naming it as the only input makes autograd stop at
         # the lowest probe and skip every weight gradient.
@@ -133,6 +135,11 @@ class Capture:
             with torch.no_grad():
                 while self._held:
                     self.on_gradient(*self._held.popleft())
+
+    @property
+    def called(self) -> frozenset[str]:
+        """Names of the parameters whose module was called, by whatever the loss was then made of."""
+        return frozenset(self._expected)
 
     def _deliver(self, name: str) -> None:
         parts = self._arrived.pop(name)
@@ -165,7 +172,7 @@ class Capture:
                     self._expected[name] += 1
             slots: dict[int | str, Any] = dict(enumerate(args)) | kwargs
             tensors = {key: value.detach() for key, value in slots.items() if isinstance(value, Tensor)}
-            blank = slots | dict.fromkeys(tensors)  # holds no tensor
+            blank = {key: _detached(value) for key, value in slots.items()} | dict.fromkeys(tensors)
             outputs = differentiable(output)
             if self.packing is not None and any(map(self.packing.ambiguous, outputs)):
                 self.ambiguous = True
@@ -213,17 +220,24 @@ class Capture:
         grads: tuple[Tensor, ...],
         output: Tensor | None,
     ) -> Call:
-        flat: set[int | str] = set()
-        batched: set[int | str] = set()
+        flat: set[Slot] = set()
+        batched: set[Slot] = set()
+
+        def by_example(key: Slot, value: Any) -> Any:
+            found = self._by_example(value) if isinstance(value, Tensor) else None
+            if found is None:
+                return value
+            batched.add(key)
+            if found[1]:
+                flat.add(key)
+            return found[0]
+
         split: dict[int | str, Any] = {}
         for key, value in slots.items():
-            found = self._by_example(value) if isinstance(value, Tensor) else None
-            if found is not None:
-                batched.add(key)
-                value, flattened = found
-                if flattened:
-                    flat.add(key)
-            split[key] = value
+            if type(value) is tuple:  # cosines and sines of positions, for example
+                split[key] = tuple(by_example((key, at), part) for at, part in enumerate(value))
+            else:
+                split[key] = by_example(key, value)
         args = tuple(value for key, value in split.items() if isinstance(key, int))
         kwargs = {key: value for key, value in split.items() if isinstance(key, str)}
         grads = tuple(self._split(path, module, grad) for grad in grads)
@@ -259,30 +273,8 @@ class Capture:
         return found[0]
 
 
-def owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[nn.Module, tuple[str, dict[str, str]]]:
-    """Modules that own chosen parameters; a tied parameter has several.
-
-    Args:
-        model: the model.
-        parameters: chosen parameters by the name to report them under.
-
-    Returns:
-        For each module its path, and local to reported names of its chosen parameters.
-
-    Raises:
-        ValueError: a parameter belongs to no module of the model.
-    """
-    reported = {id(parameter): name for name, parameter in parameters.items()}
-    found: dict[nn.Module, tuple[str, dict[str, str]]] = {}
-    for path, module in model.named_modules():
-        names = {
-            local: reported[id(parameter)]
-            for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
-            if id(parameter) in reported
-        }
-        if names:
-            found[module] = (path, names)
-    missing = set(parameters) - {name for _, names in found.values() for name in names.values()}
-    if missing:
-        raise ValueError(f"parameters {sorted(missing)} belong to no module of the model")
-    return found
+def _detached(value: Any) -> Any:
+    """An argument that is held until the backward; tensors of its own are saved by the graph."""
+    if type(value) is tuple:
+        return tuple(part.detach() if isinstance(part, Tensor) else part for part in value)
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import torch
@@ -27,6 +28,22 @@ class GradientMismatch(RuntimeError):
     """The captured gradient of some parameter is not the one autograd computes."""
 
 
+class UsedOutside(GradientMismatch):
+    """Autograd has gradients of parameters whose modules are never called: nothing of them is captured.
+
+    Args:
+        names: those parameters.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__(
+            f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}: used outside the call of the module "
+            "that owns them (short convolutions, added tokens), so no gradient of an example can be captured: leave "
+            "them out of the geometry with scoring.layers, and set scoring.update=two_pass or auto"
+        )
+        self.names = names
+
+
 def verify_gradients(forward: Forward, parameters: Mapping[str, nn.Parameter], batch: Batch) -> None:
     """Compare captured gradients with autograd's own, on a weighted sum of the examples' losses.
 
@@ -38,7 +55,8 @@ def verify_gradients(forward: Forward, parameters: Mapping[str, nn.Parameter], b
         batch: a few examples, each with response tokens and a finite loss.
 
     Raises:
-        GradientMismatch: a parameter's gradients disagree: it is used outside its module's own call.
+        GradientMismatch: a parameter's gradients disagree, though its module is called.
+        UsedOutside: all of those agree, and there are others whose modules are never called.
     """
     batch = right_padded(batch)
     size, length = batch["input_ids"].shape
@@ -60,7 +78,14 @@ def verify_gradients(forward: Forward, parameters: Mapping[str, nn.Parameter], b
         return
     # Rounding anywhere reaches every gradient, so the coarsest precision sets the tolerance.
     tolerance = max((TOLERANCE[dtype] for dtype in precision), default=0.0)
+    outside: list[str] = []
     for name, (expected, scale) in _autograd(forward, parameters, batch, weight).items():
+        if name not in capture.called:
+            # Zero on these examples, it may be another on others: a token that was added and does not occur. Of a
+            # module that the loss does not come from, autograd knows nothing at all.
+            outside += [name] * (expected is not None)
+            continue
+        expected = torch.zeros_like(parameters[name]) if expected is None else expected
         got = captured.get(name, torch.zeros_like(expected)).to(expected.dtype)
         error, norm = float((got - expected).norm()), float(expected.norm())
         # A gradient that is zero but for rounding (a key's bias) is compared with the whole gradient.
@@ -70,6 +95,8 @@ def verify_gradients(forward: Forward, parameters: Mapping[str, nn.Parameter], b
                 f"the parameter is used outside its module's own call; leave it out of the geometry with "
                 f"scoring.layers (or skip this check with scoring.verify=false, at your risk)"
             )
+    if outside:
+        raise UsedOutside(tuple(outside))
 
 
 def share_left_out(
@@ -91,7 +118,7 @@ def share_left_out(
         one = {key: batch[key][row : row + 1] for key in KEYS}
         weight = torch.ones(1, device=batch["labels"].device)
         for name, (gradient, _) in _autograd(forward, trainable, one, weight).items():
-            square = float(gradient.square().sum())
+            square = 0.0 if gradient is None else float(gradient.square().sum())
             total += square
             outside += square if name in left_out else 0.0
     return outside / total if total > 0 else 0.0
@@ -102,7 +129,8 @@ def _autograd(
     parameters: Mapping[str, nn.Parameter],
     batch: Batch,
     weight: Float[Tensor, " batch"],
-) -> dict[str, tuple[Tensor, float]]:
+) -> dict[str, tuple[Tensor | None, float]]:
+    """Gradients by name, None for what the loss does not depend on, and the norm of all of them."""
     flags = [(parameter, parameter.requires_grad) for parameter in forward.model.parameters()]
     chosen = {id(parameter) for parameter in parameters.values()}
     try:
@@ -115,11 +143,11 @@ def _autograd(
                 loss,
                 list(parameters.values()),
                 allow_unused=True,
-                materialize_grads=True,
             )
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-    wide = [grad.to(accumulation_dtype(grad.dtype)) for grad in grads]
-    scale = float(torch.stack([grad.norm() for grad in wide]).norm())
+    wide = [None if grad is None else grad.to(accumulation_dtype(grad.dtype)) for grad in grads]
+    norms = [float(grad.norm()) for grad in wide if grad is not None]
+    scale = math.hypot(*norms)
     return {name: (grad, scale) for name, grad in zip(parameters, wide, strict=True)}

@@ -8,12 +8,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from winnow.gradients.capture import CaptureError
-from winnow.gradients.verify import GradientMismatch, share_left_out, verify_gradients
+from winnow.gradients.verify import GradientMismatch, UsedOutside, share_left_out, verify_gradients
 from winnow.lm.batch import TargetBatch
 from winnow.lm.layout import KEYS, Batch
 from winnow.products.sums import Sums
 from winnow.scorer.doubts import doubts
 from winnow.scorer.one_pass import Update
+from winnow.scorer.parameters import leave_outside
 from winnow.scorer.pool_pass import PoolPass
 
 log = logging.getLogger(__name__)
@@ -96,10 +97,21 @@ class Checks:
             except (GradientMismatch, CaptureError) as error:
                 if self.update.how != "auto":
                     raise
-                self.update.refuse(str(error))
+                outside = isinstance(error, UsedOutside)
+                self.update.refuse("parameters are used outside their modules' calls" if outside else str(error))
         if self.update.held is None:
-            verify_gradients(forward, self.passing.scope.parameters, some)
+            self._verify_scored(some)
         self._unverified = False
+
+    def _verify_scored(self, some: Batch) -> None:
+        """Leave out what no module's call can tell the gradients of; whatever else disagrees ends the run."""
+        forward, scored = self.passing.scope.forward, self.passing.scope.parameters
+        try:
+            verify_gradients(forward, scored, some)
+        except UsedOutside as error:
+            if len(error.names) == len(scored):
+                raise
+            leave_outside(scored, error.names, share_left_out(forward, error.names, self.update.trainable, some))
 
     def _say_left_out(self, some: Batch) -> None:
         """What ``all`` does not mean: embeddings tied to the output layer, which may be most of the gradient."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
+from collections.abc import Collection
 
 from torch import nn
 
@@ -104,3 +105,22 @@ def leave_out(parameters: dict[str, nn.Parameter], error: CaptureError) -> bool:
         "%d parameters are left out of the geometry (%s, ...): %s", len(left_out), ", ".join(left_out[:2]), error
     )
     return True
+
+
+def leave_outside(parameters: dict[str, nn.Parameter], names: Collection[str], share: float) -> None:
+    """Take what is used outside its module's call out of the geometry; nothing of it was captured, or added up.
+
+    Args:
+        parameters: those that take part; changed in place.
+        names: those of them to leave out.
+        share: of the squared gradient norms, which is theirs.
+    """
+    kinds = dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "#", name) for name in names)
+    for name in names:
+        del parameters[name]
+    log.warning(
+        "%d parameters are trained and left out of the geometry: %s. They are used outside the call of the module that "
+        "owns them (short convolutions, added tokens), and theirs are %.1f %% of the squared gradient norms of a few "
+        "candidates under P = I; K and b are exact of the rest",
+        len(names), ", ".join(kinds), 100 * share,
+    )  # fmt: skip

@@ -6,7 +6,7 @@ vector-Jacobian product of that module alone.
 
 from torch import nn
 
-from winnow.gradients.layers.call import Call, LayerRule, differentiable
+from winnow.gradients.layers.call import Call, LayerRule, Slot, differentiable
 from winnow.gradients.layers.embedding import EMBEDDING
 from winnow.gradients.layers.experts import EXPERTS
 from winnow.gradients.layers.generic import GENERIC
@@ -14,7 +14,7 @@ from winnow.gradients.layers.layer_norm import LAYER_NORM
 from winnow.gradients.layers.linear import CONV1D, LINEAR
 from winnow.gradients.layers.rms_norm import RMS_NORM
 
-__all__ = ["RULES", "Call", "LayerRule", "differentiable", "rule_for"]
+__all__ = ["RULES", "Call", "LayerRule", "Slot", "differentiable", "rule_for"]
 
 RULES = (LINEAR, EMBEDDING, LAYER_NORM, CONV1D, EXPERTS, RMS_NORM, GENERIC)
 """The first that matches holds; the last matches everything."""

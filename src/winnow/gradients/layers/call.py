@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from winnow.gradients.factors.base import Factor
 from winnow.gradients.factors.dense import Dense
 
+Slot = int | str | tuple[int | str, int]
+"""Where an argument stands: position or key, and the place in it where it is a tuple."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -21,16 +24,16 @@ class Call:
         args: positional arguments; tensors that belong to examples have them in their first dimension.
         kwargs: keyword arguments, likewise.
         grads: gradient of the loss with respect to the output, or to each floating-point tensor of it.
-        flat: names of the arguments (position or key) that the module saw as [batch * tokens, ...].
-        batched: names of the arguments that belong to examples.
+        flat: slots of the tensors that the module saw as [batch * tokens, ...].
+        batched: slots of the tensors that belong to examples.
         output: the output, if the rule ``wants_output`` of the module.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     grads: tuple[Tensor, ...]
-    flat: frozenset[int | str]
-    batched: frozenset[int | str]
+    flat: frozenset[Slot]
+    batched: frozenset[Slot]
     output: Tensor | None = None
 
     @property

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from winnow.gradients.factors.base import Factor
 from winnow.gradients.factors.dense import Dense
-from winnow.gradients.layers.call import Call, LayerRule, differentiable
+from winnow.gradients.layers.call import Call, LayerRule, Slot, differentiable
 
 
 def generic(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Factor]:
@@ -27,15 +28,21 @@ def generic(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Fa
     Returns:
         Gradients by local parameter name.
     """
-    parameters = {name: getattr(module, name).detach() for name in names}
-    keys = [key for key in (*range(len(call.args)), *call.kwargs) if key in call.batched]
-    tensors = [call.args[key] if isinstance(key, int) else call.kwargs[key] for key in keys]
+    parameters = {name: module.get_parameter(name).detach() for name in names}
+    slots = {key: value for key, value in _slots(call) if key in call.batched}
+    keys, tensors = list(slots), list(slots.values())
 
     def run(params: dict[str, Tensor], *row: Tensor) -> tuple[Tensor, ...]:
         # A flattened input has no dimension for the example; any other gets one of size one.
         arguments = {key: x if key in call.flat else x[None] for key, x in zip(keys, row, strict=True)}
-        args = [arguments.get(position, value) for position, value in enumerate(call.args)]
-        kwargs = {key: arguments.get(key, value) for key, value in call.kwargs.items()}
+
+        def given(key: int | str, value: Any) -> Any:
+            if type(value) is tuple:
+                return tuple(arguments.get((key, at), part) for at, part in enumerate(value))
+            return arguments.get(key, value)
+
+        args = [given(position, value) for position, value in enumerate(call.args)]
+        kwargs = {key: given(key, value) for key, value in call.kwargs.items()}
         return differentiable(torch.func.functional_call(module, params, tuple(args), kwargs))
 
     def one(given: tuple[Tensor, ...], *row: Tensor) -> dict[str, Tensor]:
@@ -55,6 +62,16 @@ def generic(module: nn.Module, call: Call, names: Iterable[str]) -> dict[str, Fa
         ]
         grads = {name: torch.stack([row[name] for row in rows]) for name in names}
     return {name: Dense(grad) for name, grad in grads.items()}
+
+
+def _slots(call: Call) -> Iterator[tuple[Slot, Any]]:
+    """Arguments by slot, those in tuples too."""
+    arguments: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
+    for key, value in arguments:
+        if type(value) is tuple:
+            yield from (((key, at), part) for at, part in enumerate(value))
+        else:
+            yield key, value
 
 
 def _like(grads: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
