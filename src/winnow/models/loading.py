@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from winnow.lm.finite import HALF
+from winnow.models.adapters import adapter_base, check_single, continued, first_line
+from winnow.models.fits import check_causal, check_kind, check_vocabulary, check_weights
+from winnow.models.quantized import check_quantized, quantization_config
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 TINY = "tiny"
 
 
@@ -36,104 +43,74 @@ def load(
     revision: str | None = None,
     tokenizer: str | None = None,
     dtype: str = "float32",
-    attn_implementation: str | None = "sdpa",
+    attn_implementation: str | None = None,
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
     local_files_only: bool = False,
+    quantization: str | None = None,
     lora: Callable[[], LoraConfig] | None = None,
 ) -> LanguageModel:
-    """Load a causal language model with its tokenizer, as safetensors only.
+    """Load a causal language model with its tokenizer, as safetensors only, and see that they go together.
 
     Args:
         path: ``tiny`` for the embedded model, a Hugging Face name, or a folder saved by
             ``save_pretrained``, of a model or of an adapter, which goes on training; ``model.path``.
         revision: branch, tag or commit on the hub.
         tokenizer: where the tokenizer comes from, if not from ``path``.
-        dtype: of the parameters: float32, bfloat16, float16 or float64.
-        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``; None lets transformers choose.
+        dtype: of the parameters: float32, bfloat16 or float64.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``; None for what the architecture has.
         gradient_checkpointing: recompute activations in the backward pass.
         trust_remote_code: run model code from the hub; off unless the user sets it.
         local_files_only: never ask the network.
+        quantization: ``4bit`` | ``8bit`` for the base of an adapter; None leaves it as it is.
         lora: gives a peft ``LoraConfig``; None trains every parameter.
 
     Returns:
-        Model and tokenizer. With LoRA, only the adapter requires gradients.
+        Model and tokenizer. With an adapter, only that requires gradients.
 
     Raises:
-        ValueError: unknown dtype, or ``lora`` beside an adapter.
+        ValueError: unknown dtype, ``lora`` beside an adapter, or what :mod:`winnow.models.fits` refuses.
         FileNotFoundError: the model, or an adapter's base, is not there.
     """
+    precision = _dtype(dtype)
     where = str(tiny_path()) if path == TINY else path
     options: dict[str, Any] = {
         "revision": revision,
         "trust_remote_code": trust_remote_code,
         "local_files_only": local_files_only or Path(where).is_dir(),
     }
-    adapter = adapter_base(path, where)
-    if adapter is not None and lora is not None:
-        raise ValueError(
-            f"model.path={path} holds an adapter, which goes on training as it is: leave model/lora out, or merge the "
-            "adapter into its base first (peft's merge_and_unload, then save_pretrained)"
-        )
-    try:
+    base = adapter_base(path, where, str(tiny_path()))
+    check_single(lora, base, path)
+    adapted = base is not None or lora is not None
+    quantized = quantization_config(quantization, precision, adapted)
+    with explained(path, tokenizer):
         words = AutoTokenizer.from_pretrained(tokenizer or where, **options)
-        if adapter is not None:
-            options["local_files_only"] = local_files_only or Path(adapter).is_dir()
-        model = AutoModelForCausalLM.from_pretrained(
-            adapter or where,
-            dtype=_dtype(dtype),
+    if base is not None:
+        # Revision and files are the adapter's; its base has none of its own here.
+        options |= {"local_files_only": local_files_only or Path(base).is_dir(), "revision": None}
+    with explained(path):
+        config = AutoConfig.from_pretrained(base or where, **options)
+    check_kind(path, config)
+    with explained(path, attn=attn_implementation):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            base or where,
+            dtype=precision,
             attn_implementation=attn_implementation,
             use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the info, and refused below in our words
+            **({} if quantized is None else {"quantization_config": quantized}),
             **options,
         )
-    except OSError as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FileNotFoundError(
-            f"no causal language model could be loaded from model.path={path!r}: {reason}\n"
-            "Give a Hugging Face name you have access to (model=hub), or a folder of save_pretrained (model=local)."
-        ) from error
-    if adapter is not None:
-        if gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        log.info("model.path=%s is an adapter on %s, and goes on training", path, adapter)
-        return LanguageModel(PeftModel.from_pretrained(model, where, is_trainable=True), words)
-    return _prepare(model, words, gradient_checkpointing, lora)
-
-
-def adapter_base(path: str, where: str) -> str | None:
-    """The model below an adapter.
-
-    Args:
-        path: ``model.path``, for messages.
-        where: the folder or name that stands for.
-
-    Returns:
-        Folder or Hugging Face name of the base; None where the folder holds a model, or is none.
-
-    Raises:
-        FileNotFoundError: the folder holds neither model nor adapter, or the adapter's weights or base are not there.
-    """
-    folder = Path(where)
-    if not folder.is_dir():
-        return None
-    if not (folder / "adapter_config.json").is_file():
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"model.path={path}: the folder holds no model (config.json) and no adapter (adapter_config.json); "
-                "give one that save_pretrained made, such as RUN/model"
-            )
-        return None
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise FileNotFoundError(f"model.path={path}: the adapter has no weights (adapter_model.safetensors)")
-    base = str(PeftConfig.from_pretrained(where).base_model_name_or_path)
-    if base.endswith("winnow/models/tiny"):  # the embedded one, wherever it was installed then
-        return str(tiny_path())
-    if (base.startswith((".", "/", "~")) or base.count("/") > 1) and not Path(base).is_dir():
-        raise FileNotFoundError(
-            f"model.path={path} is an adapter on {base}, which is not there: put the base there, or its place into "
-            "base_model_name_or_path of adapter_config.json"
-        )
-    return base
+    model, info = loaded
+    check_weights(path, model, info)
+    check_quantized(path, model, adapted)
+    if base is None:
+        return _prepare(path, model, words, gradient_checkpointing, lora)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    log.info("model.path=%s is an adapter on %s, and goes on training", path, base)
+    return _checked(path, continued(path, where, model), words)
 
 
 def from_config(
@@ -141,7 +118,7 @@ def from_config(
     tokenizer: str,
     *,
     dtype: str = "float32",
-    attn_implementation: str | None = "sdpa",
+    attn_implementation: str | None = None,
     gradient_checkpointing: bool = False,
     lora: Callable[[], LoraConfig] | None = None,
     seed: int = 0,
@@ -160,6 +137,9 @@ def from_config(
 
     Returns:
         Model and tokenizer.
+
+    Raises:
+        ValueError: unknown dtype, a vocabulary smaller than the tokenizer's, or a model that is not causal.
     """
     words = AutoTokenizer.from_pretrained(tokenizer)
     special = {
@@ -173,16 +153,54 @@ def from_config(
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**{**special, **config}), attn_implementation=attn_implementation, dtype=_dtype(dtype)
         )
-    return _prepare(model, words, gradient_checkpointing, lora)
+    return _prepare(str(config.get("model_type")), model, words, gradient_checkpointing, lora)
+
+
+@contextmanager
+def explained(path: str, tokenizer: str | None = None, attn: str | None = None) -> Iterator[None]:
+    """Say what a library refuses in one line, after the key that helps.
+
+    Args:
+        path: ``model.path``.
+        tokenizer: ``model.tokenizer``.
+        attn: ``model.attn_implementation``.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        FileNotFoundError: there is no such model or tokenizer.
+        ValueError: it cannot be loaded with these options.
+    """
+    what = f"model.path={path!r}" if tokenizer is None else f"model.tokenizer={tokenizer!r}"
+    try:
+        yield
+    except OSError as error:
+        raise FileNotFoundError(
+            f"no causal language model could be loaded from {what}: {first_line(error)}\n"
+            "Give a Hugging Face name you have access to (model=hub), or a folder of save_pretrained (model=local)."
+        ) from error
+    except (ValueError, ImportError, KeyError, RuntimeError) as error:
+        said, way_on = str(error), ""
+        if "trust_remote_code" in said:
+            way_on = "set model.trust_remote_code=true, if you have read the code that comes with it: "
+        elif attn is not None and re.search(r"attention|attn|flash|kernel", said, re.IGNORECASE):
+            way_on = f"set model.attn_implementation=null (it is {attn}), for what the architecture has: "
+        elif tokenizer is None and "tokenizer" in said.lower():
+            way_on = "set model.tokenizer to where its tokenizer is: "
+        raise ValueError(f"{what} cannot be loaded: {way_on}{first_line(error)}") from error
 
 
 def _dtype(name: str) -> torch.dtype:
+    if name == "float16":
+        raise ValueError(f"model.dtype=float16: {HALF}; set model.dtype=bfloat16 or float32")
     if name not in DTYPES:
         raise ValueError(f"model.dtype is one of {', '.join(DTYPES)}; got {name!r}")
     return DTYPES[name]
 
 
 def _prepare(
+    path: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     gradient_checkpointing: bool,
@@ -190,7 +208,10 @@ def _prepare(
 ) -> LanguageModel:
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if lora is None:
-        return LanguageModel(model, tokenizer)
-    adapted = get_peft_model(model, lora())
-    return LanguageModel(adapted, tokenizer)
+    return _checked(path, model if lora is None else get_peft_model(model, lora()), tokenizer)
+
+
+def _checked(path: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
+    check_vocabulary(path, model, tokenizer)
+    check_causal(path, model)
+    return LanguageModel(model, tokenizer)

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 RECORDS = ("metrics.csv", "ledger", "ledger.parquet", "summary.json")
 ADDED: dict[str, Any] = {
     "resume_method": "same",
+    "model.quantization": None,
     "gate": {},
     "data.draw_size": None,
     "data.loss_on": "assistant",
@@ -40,6 +41,8 @@ ADDED: dict[str, Any] = {
 ADDED_OF_FILES = {"data.loss_on": "last", "data.join_turns": True}
 """The same of runs on files, whose chats were read otherwise; other streams have no chats."""
 FILES = ("winnow.data.jsonl.jsonl_corpus", "winnow.data.hub.hub_corpus")
+SAME: dict[str, Any] = {"model.attn_implementation": {"sdpa": None}}
+"""Values that mean the same: an architecture that has sdpa takes it by itself, and no other ever ran with it."""
 
 
 class FolderInUse(ValueError):
@@ -146,6 +149,10 @@ def differences(recorded: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     before, after = (dict(flatten(_placeless(one, str(one.get("out"))))) for one in (recorded, asked))
     added = ADDED | (ADDED_OF_FILES if before.get("data.corpus._target_") in FILES else {})
     before = {key: value for key, value in added.items() if key in after} | before
+    before, after = (
+        {key: SAME[key].get(value, value) if key in SAME else value for key, value in one.items()}
+        for one in (before, after)
+    )
     return [
         f"{key} was {before.get(key, 'absent')}, is {after.get(key, 'absent')}"
         for key in {**before, **after}

@@ -31,6 +31,7 @@ from winnow.records.preparation import preparation
 from winnow.records.provenance import anonymous
 from winnow.records.table import TABLES
 from winnow.run.instantiate import BuildError, blaming, build, build_all, check_numbers, plain
+from winnow.run.language import language_of
 from winnow.run.options import check_options
 from winnow.run.rows import encoding_of
 from winnow.run.stages import gate_of, intake_of, limits_of, raw_of, schedule_of, scorer_options
@@ -125,7 +126,7 @@ def assemble(
     Returns:
         The experiment, prepared as a fit would.
     """
-    language = build(cfg.model)
+    language = language_of(cfg)
     corpus = corpus_of(cfg) if corpus is None else corpus
     gate = gate_of(cfg, language) if trains else None
     data = datamodule(cfg, corpus, language.tokenizer, gate)

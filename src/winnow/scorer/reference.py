@@ -158,11 +158,13 @@ def load_second(name: str, model: nn.Module, key: str) -> nn.Module:
     """
     from winnow.models.loading import load  # only here is a model loaded by the scorer
 
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    # Of a quantised model, whose other parameters are no floating-point numbers.
+    precise = next(held.dtype for held in model.parameters() if held.is_floating_point())
+    dtype = str(precise).removeprefix("torch.")
     try:
         other: nn.Module = load(name, dtype=dtype).model
-    except FileNotFoundError as error:
-        raise FileNotFoundError(str(error).replace("model.path", key)) from error
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(str(error).replace("model.path", key)) from error
     check_vocabulary(model, other, f"{key}={name}")
     return other
 
@@ -178,7 +180,7 @@ def check_vocabulary(model: nn.Module, other: nn.Module, what: str) -> None:
     Raises:
         ValueError: the vocabularies differ.
     """
-    sizes = [one.get_input_embeddings().num_embeddings for one in (model, other)]  # type: ignore[operator]
+    sizes = [len(one.get_input_embeddings().weight) for one in (model, other)]  # type: ignore[operator]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"{what} has a vocabulary of {sizes[1]} tokens and the model one of {sizes[0]}: it reads the model's token "

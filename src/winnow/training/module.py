@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from winnow.lm.finite import check_rates
 from winnow.lm.layout import Batch, response_tokens
 from winnow.lm.losses import example_losses
+from winnow.models.quantized import of_the_base
 from winnow.optim import wants_names
 from winnow.scorer import Scorer
 from winnow.selection import Selection
@@ -222,9 +223,11 @@ class SelectionModule(lightning.LightningModule):
         self.budget.wait()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Parameters and buffers without the frozen parameters, which the run can load again."""
+        """Parameters and buffers without what is of the frozen parameters, which the run can load again."""
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in frozen}
+        state = super().state_dict(*args, **kwargs)
+        base = of_the_base(state, frozen)
+        return {name: value for name, value in state.items() if name not in base}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what selection needs to go on exactly: counters, target gradient, selector state."""
