@@ -88,22 +88,9 @@ def load(
     if base is not None:
         # Revision and files are the adapter's; its base has none of its own here.
         options |= {"local_files_only": local_files_only or Path(base).is_dir(), "revision": None}
-    with explained(path):
-        config = AutoConfig.from_pretrained(base or where, **options)
-    check_kind(path, config)
-    with explained(path, attn=attn_implementation):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            base or where,
-            dtype=precision,
-            attn_implementation=attn_implementation,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the info, and refused below in our words
-            **({} if quantized is None else {"quantization_config": quantized}),
-            **options,
-        )
-    model, info = loaded
-    check_weights(path, model, info)
+    if quantized is not None:
+        options["quantization_config"] = quantized
+    model = _weights(path, base or where, attn_implementation, dtype=precision, **options)
     check_quantized(path, model, adapted)
     if base is None:
         return _prepare(path, model, words, gradient_checkpointing, lora)
@@ -189,6 +176,27 @@ def explained(path: str, tokenizer: str | None = None, attn: str | None = None) 
         elif tokenizer is None and "tokenizer" in said.lower():
             way_on = "set model.tokenizer to where its tokenizer is: "
         raise ValueError(f"{what} cannot be loaded: {way_on}{first_line(error)}") from error
+
+
+def _weights(path: str, where: str, attn: str | None, **options: Any) -> PreTrainedModel:
+    """The model, of the right kind and with every weight out of its checkpoint."""
+    known = {name: value for name, value in options.items() if name not in ("dtype", "quantization_config")}
+    with explained(path):
+        config = AutoConfig.from_pretrained(where, **known)
+    check_kind(path, config)
+    with explained(path, attn=attn):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where,
+            attn_implementation=attn,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the info, and refused in our words
+            **options,
+        )
+    model, info = loaded
+    check_weights(path, model, info)
+    found: PreTrainedModel = model
+    return found
 
 
 def _dtype(name: str) -> torch.dtype:
