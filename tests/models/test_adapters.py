@@ -196,6 +196,19 @@ def test_a_checkpoint_that_is_quantised_takes_an_adapter_only() -> None:
     assert load("packed", lora=lambda: LoraConfig(r=2, target_modules="all-linear")).model is not None
 
 
+@needs_bits
+def test_dora_is_for_four_bits() -> None:
+    save_base()
+    lora = {"lora": lambda: LoraConfig(r=2, target_modules="all-linear", use_dora=True)}
+    with pytest.raises(ValueError, match=r"DoRA .*set model\.quantization=4bit"):
+        load("base", quantization="8bit", **lora)
+    model = load("base", quantization="4bit", **lora).model
+    trained = [held for held in model.parameters() if held.requires_grad]
+    scorer = Scorer(model, torch.optim.SGD(trained), geometry="identity")
+    scorer(_batch(), _batch(1), NEEDS)
+    assert len(scorer.parameters) == len(trained), "verified against autograd, and nothing left out"
+
+
 def test_quantization_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     save_base()
     monkeypatch.setattr("winnow.models.quantized.find_spec", lambda name: None)

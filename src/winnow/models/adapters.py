@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,11 @@ def first_line(error: BaseException) -> str:
         error: its exception.
 
     Returns:
-        The first line that is not empty and not a mere heading, or the kind of the error.
+        The first sentence of the first line that is not empty and not a mere heading, or the kind of the error.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if not line.endswith(":")] or lines
-    return told[0] if told else type(error).__name__
+    return re.split(r"(?<=[a-z)])[.!] ", told[0])[0] if told else type(error).__name__
 
 
 def _rows(where: str) -> int | None:

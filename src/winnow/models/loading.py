@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from winnow.lm.finite import HALF
 from winnow.models.adapters import adapter_base, check_single, continued, first_line
 from winnow.models.fits import check_causal, check_kind, check_vocabulary, check_weights
-from winnow.models.quantized import check_quantized, quantization_config
+from winnow.models.quantized import check_adapter, check_quantized, quantization_config
 
 log = logging.getLogger(__name__)
 
@@ -220,6 +220,7 @@ def _prepare(
 
 
 def _checked(path: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
+    check_adapter(model)
     check_vocabulary(path, model, tokenizer)
     check_causal(path, model)
     return LanguageModel(model, tokenizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,6 +81,23 @@ def check_quantized(path: str, model: nn.Module, adapted: bool) -> None:
         # derivative, for good: gradients of what is below the layer would be cut off without a word.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def check_adapter(model: Any) -> None:
+    """Refuse an adapter that cannot be on a base of eight bits: peft's DoRA takes the scales away from it.
+
+    Args:
+        model: the model, with an adapter or not.
+
+    Raises:
+        ValueError: the base is in eight bits and the adapter is DoRA.
+    """
+    options = getattr(model, "peft_config", None) or {}
+    if getattr(model, "is_loaded_in_8bit", False) and any(getattr(one, "use_dora", False) for one in options.values()):
+        raise ValueError(
+            "DoRA (use_dora) does not work on a base of eight bits: set model.quantization=4bit, or "
+            "+model.lora.use_dora=false"
+        )
 
 
 def of_the_base(names: Iterable[str], frozen: Collection[str]) -> set[str]:
