@@ -18,7 +18,7 @@ from winnow.data.encode import Encoded, Encoding, encode, encode_prompt
 from winnow.data.fields import Fields, Row
 from winnow.data.rejects import BadRow
 from winnow.lm.losses import IGNORE
-from winnow.models.templates import STAND_INS, chat_template
+from winnow.models.templates import STAND_INS, template_of
 
 
 def turn(role: str, content: str | None, **more: Any) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def test_a_frozen_template_writes_what_the_clock_would_have(form: str) -> None:
 @pytest.mark.parametrize("name", STAND_INS)
 @pytest.mark.parametrize("chat", CHATS)
 def test_the_stand_ins_take_every_chat(name: str, chat: str) -> None:
-    tokenizer, made = tokenizer_with(chat_template(name)), example(CHATS[chat])
+    tokenizer, made = tokenizer_with(template_of(name)), example(CHATS[chat])
     row = encode(made, tokenizer, 1000)
     tools = None if made.tools is None else list(made.tools)
     whole = tokenizer.apply_chat_template(

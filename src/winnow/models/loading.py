@@ -18,6 +18,7 @@ from winnow.lm.finite import HALF
 from winnow.models.adapters import adapter_base, check_single, continued, first_line
 from winnow.models.fits import check_causal, check_kind, check_vocabulary, check_weights
 from winnow.models.quantized import check_adapter, check_quantized, quantization_config
+from winnow.models.templates import template_of
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def load(
     *,
     revision: str | None = None,
     tokenizer: str | None = None,
+    chat_template: str | None = None,
     dtype: str = "float32",
     attn_implementation: str | None = None,
     gradient_checkpointing: bool = False,
@@ -57,6 +59,7 @@ def load(
             ``save_pretrained``, of a model or of an adapter, which goes on training; ``model.path``.
         revision: branch, tag or commit on the hub.
         tokenizer: where the tokenizer comes from, if not from ``path``.
+        chat_template: a file, or a stand-in of :mod:`winnow.models.templates`, in place of the tokenizer's own.
         dtype: of the parameters: float32, bfloat16 or float64.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``; None for what the architecture has.
         gradient_checkpointing: recompute activations in the backward pass.
@@ -85,6 +88,8 @@ def load(
     quantized = quantization_config(quantization, precision, adapted)
     with explained(path, tokenizer):
         words = AutoTokenizer.from_pretrained(tokenizer or where, **options)
+    if chat_template is not None:
+        words.chat_template = template_of(chat_template)
     if base is not None:
         # Revision and files are the adapter's; its base has none of its own here.
         options |= {"local_files_only": local_files_only or Path(base).is_dir(), "revision": None}

@@ -10,7 +10,7 @@ STAND_INS = ("chatml", "plain")
 calls and thoughts, of every turn."""
 
 
-def chat_template(given: str) -> str:
+def template_of(given: str) -> str:
     """A chat template by name or file.
 
     Args:

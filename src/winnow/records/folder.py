@@ -21,6 +21,7 @@ RECORDS = ("metrics.csv", "ledger", "ledger.parquet", "summary.json")
 ADDED: dict[str, Any] = {
     "resume_method": "same",
     "model.quantization": None,
+    "model.chat_template": None,
     "gate": {},
     "data.draw_size": None,
     "data.loss_on": "assistant",
