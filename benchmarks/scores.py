@@ -24,9 +24,9 @@ from benchmarks.measure import machine
 from winnow.data import SelectionDataModule
 from winnow.gates.labels import label_needs, labels_of
 from winnow.models.loading import load
-from winnow.run.assemble import corpus_of, datamodule
 from winnow.run.cli import _name_root
 from winnow.run.instantiate import build
+from winnow.run.rows import corpus_of, datamodule
 from winnow.scorer import Scorer
 from winnow.selection import Selection
 from winnow.signals import Needs

@@ -23,7 +23,7 @@ FLOORS = [
     ["offline", "report", "tracking"],
     ["training", "callbacks"],
     ["run"],
-    ["methods", "ledger", "train"],
+    ["methods", "ledger", "train", "data.__main__"],
     ["score", "evaluate"],
 ]
 """From the ground up. A name with a dot is a folder in a folder; ``""`` is ``winnow`` itself, the public names."""

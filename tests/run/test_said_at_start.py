@@ -15,10 +15,10 @@ from tests import runs
 from tests.commands import CONF, commands, compose, configured, save_base
 from tests.run.test_run import go, read
 from winnow.models import load
-from winnow.run.assemble import datamodule
 from winnow.run.cli import check
 from winnow.run.instantiate import BuildError, build
 from winnow.run.options import check_options
+from winnow.run.rows import datamodule
 from winnow.selectors import Oracle
 from winnow.signals import Signals
 

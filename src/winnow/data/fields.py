@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from winnow.data.chat import spoken, tools_of, turns_of
 from winnow.data.example import Example
 from winnow.data.files import check_text
+from winnow.data.named import Missing, Template, default, find, missing, unescaped
 from winnow.data.rejects import BadRow
 from winnow.data.shapes import COMMON, Shaped, recognised
-from winnow.records.shown import shown
 
 LABELS = ("group", "noise")
 
@@ -123,12 +122,12 @@ class Fields:
                 f"got {record['weight']!r:.40}; rename the column if it means another",
             )
         shaped = self._named(record) or recognised(record)
-        answer = _find(record, self.answer or "answer")
+        answer = find(record, self.answer or "answer")
         if answer is None and self.answer is None:
-            answer = _find(record, "meta.answer")
+            answer = find(record, "meta.answer")
         shared: dict[str, Any] = {
-            "id": str(_default(_find(record, self.id or "id"), row.id)),
-            "source": str(_default(_find(record, self.source or "source"), row.source)),
+            "id": str(default(find(record, self.id or "id"), row.id)),
+            "source": str(default(find(record, self.source or "source"), row.source)),
             "labels": {name: str(record[name]) for name in LABELS if record.get(name) not in (None, "")},
             "answer": None if answer is None else str(answer),
         }
@@ -139,16 +138,16 @@ class Fields:
 
     def _named(self, record: Mapping[str, Any]) -> Shaped | None:
         if self.messages is not None:
-            chat = _find(record, self.messages)
+            chat = find(record, self.messages)
             if chat is None:
                 raise missing(record, self.messages, "messages")
             return Shaped(f"chats ({self.messages})", {self.messages.split(".")[0]}, chat=chat, field=self.messages)
         if self.text is not None:
             return Shaped(f"plain text ({self.text})", {self.text.split(".")[0]}, "", self._text(record, "text"))
         if self.prompt is not None or self.response is not None:
-            names = {name: getattr(self, name) or name for name in ("prompt", "response")}
-            texts = {name: self._text(record, name) for name in names}
-            used = set().union(*(_names(name) for name in names.values()))
+            pair = ("prompt", "response")
+            texts = {name: self._text(record, name) for name in pair}
+            used = set().union(*(names(getattr(self, name) or name) for name in pair))
             return Shaped("prompt and response (data.corpus.fields)", used, texts["prompt"], texts["response"])
         return None
 
@@ -159,8 +158,8 @@ class Fields:
         if not name:
             return ""
         if "{" in name:
-            return _Template().vformat(unescaped(name), (), _Missing(record, role))
-        value = _find(record, name)
+            return Template().vformat(unescaped(name), (), Missing(record, role))
+        value = find(record, name)
         if value is None:
             raise missing(record, name, role)
         if not isinstance(value, str):
@@ -171,91 +170,17 @@ class Fields:
 def _example(shaped: Shaped, record: Mapping[str, Any], named: Fields, shared: dict[str, Any]) -> Example:
     if shaped.chat is None:
         return Example(prompt=shaped.prompt, response=shaped.response, **shared)
-    system = shaped.system if shaped.system is not None else _find(record, named.system or "system")
+    system = shaped.system if shaped.system is not None else find(record, named.system or "system")
     if system is not None and not isinstance(system, str):
         raise BadRow(f"field `{named.system or 'system'}` must be text", f"got {type(system).__name__} {system!r:.60}")
     variables = record.get("chat_template_kwargs") or {}
     if not isinstance(variables, Mapping):
         raise BadRow("field `chat_template_kwargs` must be an object", f"got {variables!r:.60}")
     turns = turns_of(shaped.chat, shaped.field, system)
-    tools = tools_of(_find(record, named.tools or "tools"), named.tools or "tools")
+    tools = tools_of(find(record, named.tools or "tools"), named.tools or "tools")
     prompt = "\n".join(text for text in (spoken(turn) for turn in turns[:-1]) if text)
     return Example(
         prompt=prompt, response=spoken(turns[-1]), messages=turns, tools=tools, template=dict(variables), **shared
-    )
-
-
-def unescaped(template: str) -> str:
-    r"""A template as it was meant: Hydra's quotes on the command line leave ``\n`` and ``\t`` as they are typed.
-
-    Args:
-        template: text in which a backslash and n stand for a line break, and a backslash and t for a tab.
-
-    Returns:
-        The text with them.
-    """
-    return template.replace("\\n", "\n").replace("\\t", "\t")
-
-
-class _Template(string.Formatter):
-    """Formats whole field names only: no attribute or index access from a template."""
-
-    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        return kwargs[field_name], field_name
-
-
-class _Missing(dict[str, Any]):
-    """Looks template fields up in a record; one that is not there is an error that names it."""
-
-    def __init__(self, record: Mapping[str, Any], role: str) -> None:
-        super().__init__()
-        self.record, self.role = record, role
-
-    def __missing__(self, name: str) -> Any:
-        value = _find(self.record, name)
-        if value is None:
-            raise missing(self.record, name, self.role)
-        return value
-
-
-def _names(template: str) -> set[str]:
-    """First parts of the fields that a name or template looks at."""
-    if "{" not in template:
-        return {template.split(".")[0]}
-    return {name.split(".")[0] for _, name, _, _ in string.Formatter().parse(template) if name}
-
-
-def _find(record: Mapping[str, Any], name: str) -> Any:
-    """A field by name, or by a path with dots; None where it is not there."""
-    if name in record:
-        return record[name]
-    value: Any = record
-    for part in name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return None
-        value = value[part]
-    return value
-
-
-def _default(value: Any, default: str) -> Any:
-    return default if value is None or value == "" else value
-
-
-def missing(record: Mapping[str, Any], name: str, role: str) -> BadRow:
-    """The fault of a record without a field that was named.
-
-    Args:
-        record: the record.
-        name: the field.
-        role: what it should have been.
-
-    Returns:
-        The fault, with the keys there are.
-    """
-    known = ", ".join(f"`{shown(key)}`" for key in record) or "none"
-    return BadRow(
-        f"field `{name}` is missing or null",
-        f"the record has {known}; name the field that holds the {role} in data.corpus.fields.{role}",
     )
 
 

@@ -18,8 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from winnow.data.encode import PLAIN, Encoding, encode
 from winnow.data.example import Example
-from winnow.data.parts import only, place_of
-from winnow.data.rejects import LISTED, BadRow, Rejects
+from winnow.data.rejects import LISTED, BadRow
 from winnow.data.table import ExampleTable
 from winnow.data.tally import progress
 from winnow.lm.losses import IGNORE
@@ -198,49 +197,3 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     whole = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     parts = [whole, json.dumps(tokenizer.chat_template), str(tokenizer.special_tokens_map), type(tokenizer).__name__]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
-
-
-def settle(examples: Sequence[Example], looked: Looked, key: str, rejects: Rejects) -> np.ndarray:
-    """Refuse or leave out the rows that cannot be used.
-
-    Args:
-        examples: the split.
-        looked: what was seen of it.
-        key: its config key.
-        rejects: takes the rows.
-
-    Returns:
-        True for each row that stays. [rows]
-
-    Raises:
-        BadRows: there are some, and ``data.on_bad_row`` is ``error``.
-        ValueError: none is left.
-    """
-    faults = looked.columns["fault"]
-    for row in np.flatnonzero(faults).tolist():
-        rejects.add(key, place_of(examples, row), BadRow(*looked.faults[faults[row] - 1]))
-    left = rejects.settle(key)
-    keep: np.ndarray = faults == 0
-    if not keep.any():
-        raise ValueError(f"{key}: none of its {len(keep)} rows can be used; {_first(looked)}")
-    if (~keep).any():
-        log.warning("%s: %d rows left out that cannot be used (data.on_bad_row=drop)", key, left)
-    return keep
-
-
-def _first(looked: Looked) -> str:
-    return str(BadRow(*looked.faults[0]))
-
-
-def narrowed(examples: Sequence[Example], looked: Looked, keep: np.ndarray) -> tuple[Sequence[Example], Looked]:
-    """A split and what was seen of it, without some rows.
-
-    Args:
-        examples: the split.
-        looked: what was seen of it.
-        keep: true for rows that stay. [rows]
-
-    Returns:
-        Both.
-    """
-    return only(examples, keep), Looked({name: column[keep] for name, column in looked.columns.items()}, looked.faults)

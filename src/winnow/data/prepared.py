@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from winnow.data.example import Corpus, Example, Target
-from winnow.data.look import Glass, Looked, narrowed, settle
+from winnow.data.look import Glass, Looked
 from winnow.data.rows import Listed
+from winnow.data.settled import narrowed, settle
 
 log = logging.getLogger(__name__)
 

@@ -74,7 +74,7 @@ class Cut:
         return count, True
 
     def says(self, start: int, end: int) -> str:
-        """What tokens say.
+        """What some of the tokens say.
 
         Args:
             start: the first.
@@ -83,7 +83,7 @@ class Cut:
         Returns:
             Their text, special tokens included.
         """
-        return _decoded(self.ids[start:end], self.tokenizer)
+        return decoded(self.ids[start:end], self.tokenizer)
 
     def again(self, text: str) -> str:
         """What a text says once it has been to tokens and back.
@@ -94,7 +94,7 @@ class Cut:
         Returns:
             Mostly the same.
         """
-        return _decoded(token_ids(text, self.tokenizer, special=False), self.tokenizer)
+        return decoded(token_ids(text, self.tokenizer, special=False), self.tokenizer)
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -103,7 +103,16 @@ def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:
     return backend if backend is not None and backend.truncation is None and backend.padding is None else None
 
 
-def _decoded(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def decoded(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """What tokens say.
+
+    Args:
+        ids: the tokens.
+        tokenizer: the model's tokenizer.
+
+    Returns:
+        Their text, special tokens included.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return str(backend.decode(ids, skip_special_tokens=False))

@@ -17,24 +17,21 @@ from hydra.types import RunMode
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedTokenizerBase
 
 from winnow.callbacks import AtomicCheckpointIO, Records
 from winnow.data import Corpus, SelectionDataModule
 from winnow.data.reach import groups
-from winnow.data.subset import restricted
-from winnow.gates import Gate
 from winnow.models import LanguageModel
 from winnow.records.checkpoint import check_fits, read_checkpoint
 from winnow.records.folder import changes
 from winnow.records.preparation import preparation
 from winnow.records.provenance import anonymous
 from winnow.records.table import TABLES
-from winnow.run.instantiate import BuildError, blaming, build, build_all, check_numbers, plain
+from winnow.run.instantiate import BuildError, build, build_all, check_numbers, plain
 from winnow.run.language import language_of
 from winnow.run.options import check_options
-from winnow.run.rows import encoding_of
-from winnow.run.stages import gate_of, intake_of, limits_of, raw_of, schedule_of, scorer_options
+from winnow.run.rows import corpus_of, datamodule
+from winnow.run.stages import gate_of, intake_of, limits_of, schedule_of, scorer_options
 from winnow.selectors.abilities import Labelled, Recorded, Sized
 from winnow.selectors.base import Selector, check_filter_size
 from winnow.tracking import careful, forgiving, is_lost
@@ -153,21 +150,6 @@ def assemble(
     return Experiment(language, data, module, built, module.prepare(built))
 
 
-def corpus_of(cfg: DictConfig) -> Corpus:
-    """Stream and targets, with what was left out of them in the log.
-
-    Args:
-        cfg: the composed configuration.
-
-    Returns:
-        What ``data.corpus`` builds.
-    """
-    corpus: Corpus = build(cfg.data.corpus)
-    for reason, count in corpus.report.items():
-        log.warning("data: %d examples left out: %s", count, reason)
-    return corpus
-
-
 def equip(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     """Assemble a training run and open what records it.
 
@@ -230,30 +212,6 @@ def _check_selector(cfg: DictConfig, selector: Any, data: SelectionDataModule) -
         endless = int(cfg.trainer.max_epochs or -1) == -1
         steps = int(cfg.trainer.max_steps) if endless and int(cfg.trainer.max_steps) > 0 else None
         selector.check_stream(data.steps.pool_ids(), steps)
-
-
-def datamodule(
-    cfg: DictConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, gate: Gate | None = None
-) -> SelectionDataModule:
-    """The stream, or the part of it that was chosen before, and the targets, as pools.
-
-    Args:
-        cfg: the composed configuration.
-        corpus: what ``data.corpus`` builds.
-        tokenizer: the model's.
-        gate: chooses among more candidates than a pool has.
-
-    Returns:
-        The datamodule of a run.
-    """
-    options = {name: value for name, value in plain(cfg.data).items() if name not in ("corpus", "draw_size")}
-    with blaming("data"):
-        for accepts in (SelectionDataModule, restricted):
-            check_numbers(accepts, options, "data")
-        subset = {key: options.pop(key) for key in [*options] if key.startswith("subset")}
-        encoding = encoding_of(options)
-        raw, part = raw_of(cfg, gate), restricted(corpus, **subset)
-        return SelectionDataModule(part, tokenizer, seed=cfg.seed, raw=raw, encoding=encoding, **options)
 
 
 def _resume(cfg: DictConfig, parts: Parts) -> None:

@@ -1,8 +1,9 @@
-"""What a configuration says of rows: what carries loss, which day it is for templates, what becomes of bad ones."""
+"""The rows of a run: its corpus and pools, what carries loss, which day it is, what becomes of bad ones."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -11,9 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from transformers import PreTrainedTokenizerBase
 
+from winnow.data import Corpus, SelectionDataModule
 from winnow.data.encode import Encoding
 from winnow.data.rejects import BadRows, Rejects
+from winnow.data.subset import restricted
+from winnow.gates import Gate
+from winnow.run.instantiate import blaming, build, check_numbers, plain
+from winnow.run.stages import raw_of
+
+log = logging.getLogger(__name__)
 
 REJECTS = "rejects.jsonl"
 """File of a run's folder that lists rows which were not used."""
@@ -40,6 +49,45 @@ def encoding_of(options: MutableMapping[str, Any]) -> Encoding:
         except (TypeError, ValueError):
             raise ValueError(f"data.date must be a day such as 2026-11-26, or null; got {made.date!r}") from None
     return made
+
+
+def corpus_of(cfg: DictConfig) -> Corpus:
+    """Stream and targets, with what was left out of them in the log.
+
+    Args:
+        cfg: the composed configuration.
+
+    Returns:
+        What ``data.corpus`` builds.
+    """
+    corpus: Corpus = build(cfg.data.corpus)
+    for reason, count in corpus.report.items():
+        log.warning("data: %d examples left out: %s", count, reason)
+    return corpus
+
+
+def datamodule(
+    cfg: DictConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, gate: Gate | None = None
+) -> SelectionDataModule:
+    """The stream, or the part of it that was chosen before, and the targets, as pools.
+
+    Args:
+        cfg: the composed configuration.
+        corpus: what ``data.corpus`` builds.
+        tokenizer: the model's.
+        gate: chooses among more candidates than a pool has.
+
+    Returns:
+        The datamodule of a run.
+    """
+    options = {name: value for name, value in plain(cfg.data).items() if name not in ("corpus", "draw_size")}
+    with blaming("data"):
+        for accepts in (SelectionDataModule, restricted):
+            check_numbers(accepts, options, "data")
+        subset = {key: options.pop(key) for key in [*options] if key.startswith("subset")}
+        encoding = encoding_of(options)
+        raw, part = raw_of(cfg, gate), restricted(corpus, **subset)
+        return SelectionDataModule(part, tokenizer, seed=cfg.seed, raw=raw, encoding=encoding, **options)
 
 
 def settle_date(cfg: DictConfig, *folders: Path) -> None:
