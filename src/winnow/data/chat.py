@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from winnow.data.calls import calls_of, without_nulls
 from winnow.data.rejects import BadRow
 from winnow.records.shown import shown
 
@@ -56,30 +57,6 @@ def turns_of(messages: Any, name: str, system: str | None = None) -> tuple[dict[
     return tuple(turns)
 
 
-def tools_of(value: Any, name: str) -> tuple[Any, ...] | None:
-    """Descriptions of tools: a list, or JSON in a text, or a list of such texts.
-
-    Args:
-        value: what the record has; None for none.
-        name: the field, for messages.
-
-    Returns:
-        The descriptions; None where there are none.
-
-    Raises:
-        BadRow: it is none of these.
-    """
-    value = _parsed(value)
-    if value in (None, "", [], {}):
-        return None
-    listed = [
-        _parsed(one) for one in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value])
-    ]
-    if not all(isinstance(one, Mapping) for one in listed):
-        raise BadRow(f"field `{name}` must be a list of tools, each an object", f"got {value!r:.80}")
-    return tuple(without_nulls(one) for one in listed)
-
-
 def spoken(turn: Mapping[str, Any]) -> str:
     """A turn as plain text: what was thought, said and called.
 
@@ -92,22 +69,6 @@ def spoken(turn: Mapping[str, Any]) -> str:
     thought = next((turn[key] for key in REASONING if turn.get(key)), "")
     calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in turn.get("tool_calls") or ()]
     return "\n".join(part for part in (thought, turn["content"], *calls) if part)
-
-
-def without_nulls(value: Any) -> Any:
-    """A nested value without keys that are null, which tables write where a row has no such key.
-
-    Args:
-        value: of objects, lists and the rest.
-
-    Returns:
-        A copy.
-    """
-    if isinstance(value, Mapping):
-        return {key: without_nulls(one) for key, one in value.items() if one is not None}
-    if isinstance(value, list | tuple):
-        return [without_nulls(one) for one in value]
-    return value
 
 
 def _turn(turn: Any, number: int, name: str) -> dict[str, Any]:
@@ -123,9 +84,9 @@ def _turn(turn: Any, number: int, name: str) -> dict[str, Any]:
         raise BadRow(f"a turn of `{name}` has no role", f"{where}: {turn!r:.80}")
     rest = {key: without_nulls(value) for key, value in rest.items()}
     if "tool_calls" in rest:
-        rest["tool_calls"] = _calls(rest["tool_calls"], where)
+        rest["tool_calls"] = calls_of(rest["tool_calls"], where)
     elif role in CALLS:
-        rest["tool_calls"], content = _calls(content, where), ""
+        rest["tool_calls"], content = calls_of(content, where), ""
     if not rest.get("tool_calls"):
         rest.pop("tool_calls", None)
     for key in REASONING:
@@ -153,34 +114,6 @@ def _content(content: Any, where: str, optional: bool) -> str:
     if not isinstance(content, str):
         raise BadRow("a turn must have `content` as text", f"{where}: got {content!r:.60}")
     return content
-
-
-def _calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """Tool calls with the arguments as objects, as templates want them; OpenAI writes them as JSON in a text."""
-    value = _parsed(value)
-    listed = value if isinstance(value, list) else [value]
-    calls = []
-    for one in listed:
-        call = _parsed(one)
-        if not isinstance(call, Mapping):
-            raise BadRow("a tool call must be an object", f"{where}: got {one!r:.60}")
-        function = call.get("function", call)
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise BadRow("a tool call must name its function", f"{where}: got {one!r:.60}")
-        inner = {**function, "arguments": _parsed(function.get("arguments", function.get("parameters", {})))}
-        around = call if "function" in call else {"type": "function"}
-        calls.append({**around, "function": inner})
-    return calls
-
-
-def _parsed(value: Any) -> Any:
-    """JSON in a text as what it says; other texts and values as they are."""
-    if not isinstance(value, str) or value.strip()[:1] not in ("{", "["):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
 
 
 def _weighed(turn: dict[str, Any], where: str) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from winnow.data.chat import spoken, tools_of, turns_of
+from winnow.data.calls import tools_of
+from winnow.data.chat import spoken, turns_of
 from winnow.data.example import Example
 from winnow.data.files import check_text
-from winnow.data.named import Missing, Template, default, find, missing, unescaped
+from winnow.data.named import Missing, Template, default, find, missing, names, unescaped
 from winnow.data.rejects import BadRow
 from winnow.data.shapes import COMMON, Shaped, recognised
 

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from winnow.data.encode import PLAIN, Encoding, encode
 from winnow.data.example import Example
+from winnow.data.progress import progress
 from winnow.data.rejects import LISTED, BadRow
 from winnow.data.table import ExampleTable
-from winnow.data.tally import progress
 from winnow.lm.losses import IGNORE
 from winnow.records.strict_json import replacing
 

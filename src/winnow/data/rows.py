@@ -18,10 +18,11 @@ from filelock import FileLock
 from winnow.data.example import Corpus, Example, Score, Target
 from winnow.data.fields import Fields, Row, check_texts
 from winnow.data.overlap import check_disjoint
+from winnow.data.progress import progress
 from winnow.data.rejects import BadRow, Rejects
 from winnow.data.scoring import scorer_for
 from winnow.data.table import ExampleTable, Writer
-from winnow.data.tally import Tally, progress
+from winnow.data.tally import Tally
 from winnow.records.shown import shown
 from winnow.records.strict_json import write_json
 

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from winnow.data.fields import Read, Row
 from winnow.data.rejects import LISTED, BadRow, Rejects
@@ -117,29 +112,3 @@ class Tally:
         """
         counters = {name: Counter(value[name]) for name in ("left", "shapes", "unread", "counts")}
         return cls(value["kept"], faults=[(a, b, c) for a, b, c in value["faults"]], **counters)
-
-
-@contextmanager
-def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """A bar on the terminal while rows are gone through; nothing where there is no terminal.
-
-    Args:
-        what: what is gone through.
-        total: rows; None where nobody knows.
-
-    Yields:
-        A function to call after a row, or with a number of rows.
-    """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda rows=1: None
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("{task.completed:,} rows"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda rows=1: bar.advance(task, rows)
