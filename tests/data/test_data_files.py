@@ -56,6 +56,29 @@ def test_prompts_responses_and_labels_come_through(tmp_path: Path, suffix: str) 
     assert second == Example("stream:3", "stream", "", "plain text", answer="9")
 
 
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        (r"Q: {prompt}\nA:", "Q: x\\ny\nA:"),
+        ("Q: {prompt}\nA:", "Q: x\\ny\nA:"),
+        (r"{prompt}\t|", "x\\ny\t|"),
+        (r"{prompt}\\n", "x\\ny\\n"),
+        (r"\alpha {prompt}", "\\alpha x\\ny"),
+    ],
+)
+def test_a_backslash_and_an_n_in_a_template_are_a_line_break_and_those_of_the_data_stay(
+    tmp_path: Path, template: str, prompt: str
+) -> None:
+    rows = [{"prompt": r"x\ny", "response": "r"}]
+    (found,) = examples(load(tmp_path, rows, fields={"prompt": template}, target={"fields": {}}))
+    assert found.prompt == prompt
+
+
+def test_an_empty_id_or_source_is_none(tmp_path: Path) -> None:
+    first, second = examples(load(tmp_path, [{**GOOD[0], "id": "", "source": ""}, {**GOOD[1], "id": 0}]))
+    assert (first.id, first.source, second.id) == ("stream:1", "stream", "0")
+
+
 @exact
 @given(st.lists(st.text(), min_size=1, max_size=5))
 def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from winnow.data import Example
 from winnow.data.scorers import contains, exact, final_number, first_line, number_in, wanted_answer
+from winnow.data.scoring import scorer_for
 
 
 def answered(answer: str | None, response: str = "") -> Example:
@@ -51,6 +52,27 @@ def test_the_reference_is_the_answer_or_else_the_response() -> None:
     assert wanted_answer(answered("", "b")) == ""
     assert final_number("so 18", answered(None, "3 + 15. The answer is 18.")) == 1.0
     assert final_number("none", answered("none")) == 0.0
+
+
+PLAIN = (
+    "12", "-3", "+7", "$1,234.50", "18.", "(-3)", "**7**", "12%", "12 %", r"\boxed{42}", "$42$", "x = 7", "3 + 4 = 7",
+    "It is 12.", "Answer: 12", "answer:7", "The answer is 18.", "He has 3 of 4.\n#### 7", "The answer is 12 apples",
+)  # fmt: skip
+PARTS = (
+    "3/4", "3 / 4", "10:30", "2024-05-01", "1.5e3", "1, 2, 3", "1 2", "May 5, 2024", "5-3", "50-60", "A1", "10am",
+    "v1.2.3", "192.168.0.1", r"\frac{3}{4}", "x = 3/4", "x^2", "12 apples", "The answer is 3/4.", "#### 1.5e3", "1e5",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("reference", PLAIN)
+def test_a_reference_that_is_one_plain_number_is_compared_as_a_number(reference: str) -> None:
+    assert scorer_for("auto", [answered(reference)] * 3, "key") is final_number
+    assert final_number(reference, answered(reference)) == 1.0
+
+
+@pytest.mark.parametrize("reference", PARTS)
+def test_a_reference_of_which_a_number_is_a_part_is_compared_whole(reference: str) -> None:
+    assert scorer_for("auto", [answered(reference)] * 3, "key") is first_line
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,15 +12,16 @@ from winnow.records.shown import shown
 
 
 def unescaped(template: str) -> str:
-    r"""A template as it was meant: Hydra's quotes on the command line leave ``\n`` and ``\t`` as they are typed.
+    r"""A template with its line breaks and tabs: in Hydra's quotes, unlike YAML's, ``\n`` is a backslash and an n.
 
     Args:
-        template: text in which a backslash and n stand for a line break, and a backslash and t for a tab.
+        template: with ``\n``, ``\t``, or ``\\`` for a backslash.
 
     Returns:
-        The text with them.
+        What they stand for; every other backslash stays.
     """
-    return template.replace("\\n", "\n").replace("\\t", "\t")
+    meant = {"n": "\n", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nt\\])", lambda found: meant[found.group(1)], template)
 
 
 class Template(string.Formatter):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 
 from winnow.data.example import Example, Score
-from winnow.data.scorers import MARK, NUMBER, SCORERS, final_number, first_line, number_in, wanted_answer
+from winnow.data.scorers import MARK, NUMBER, SCORERS, final_number, first_line, wanted_answer
 
 log = logging.getLogger(__name__)
 
@@ -15,6 +16,9 @@ SHORT = 60
 """Most characters of an answer that a generation can be expected to repeat word for word."""
 SHARE = 0.9
 """References that have to be of one kind for a scorer to be chosen for it."""
+BEFORE = re.compile(r"(?:\\boxed\{|[(\[{\"'*_$\u20ac\u00a3+:])*")
+AFTER = re.compile(r"[)\]}\"'*_$\u20ac\u00a3%.,;!?]*")
+"""What may stand around a number in the same word."""
 
 
 def scorer_for(score: Score | str | None, examples: Sequence[Example], key: str) -> Score | None:
@@ -63,7 +67,7 @@ def _right(score: Score, example: Example) -> bool:
 
 def _chosen(examples: Sequence[Example], key: str) -> Score | None:
     wanted = [wanted_answer(one).strip() for one in examples]
-    numbers = sum(number_in(text) is not None and _ends_in_number(text) for text in wanted)
+    numbers = sum(compares(text) for text in wanted)
     short = sum(len(text) <= SHORT and "\n" not in text for text in wanted)
     if numbers >= SHARE * len(wanted):
         log.info("%s.score=%s: the references end in a number, which is compared (final_number)", key, AUTO)
@@ -75,8 +79,31 @@ def _chosen(examples: Sequence[Example], key: str) -> Score | None:
     return None
 
 
-def _ends_in_number(text: str) -> bool:
-    if MARK.search(text):
-        return True
-    last = list(NUMBER.finditer(text))
-    return bool(last) and not any(char.isalnum() for char in text[last[-1].end() :])
+def compares(text: str) -> bool:
+    """Whether the number that ``final_number`` compares is all that a reference says.
+
+    It is not in ``3/4``, ``10:30``, ``2024-05-01``, ``1.5e3``, ``1, 2, 3`` and ``May 5, 2024``, of which it would
+    compare a part. A currency sign, a percent sign, brackets, emphasis and a full stop are no part of a number.
+
+    Args:
+        text: the reference.
+
+    Returns:
+        Whether it is a single plain number, or a worked answer that ends in one.
+    """
+    marks, numbers = list(MARK.finditer(text)), list(NUMBER.finditer(text))
+    if marks:
+        found = NUMBER.search(text, marks[-1].end())
+        return found is not None and _alone(text, found, marks[-1].end())
+    worked = "=" in text or len(text) > SHORT or "\n" in text
+    if not numbers or any(char.isalnum() for char in text[numbers[-1].end() :]):
+        return False
+    return (worked or len(numbers) == 1) and _alone(text, numbers[-1], 0)
+
+
+def _alone(text: str, number: re.Match[str], start: int) -> bool:
+    """Whether nothing is joined to a number: the word it stands in, after an equals sign, is the number."""
+    before = re.split(r"[\s=]|(?<=[^\W\d]):", text[start : number.start()])[-1]
+    after = re.split(r"\s", text[number.end() :], maxsplit=1)[0]
+    joined = re.search(r"(?:[/^*\u00d7\u00f7]|\d\s*:)\s*$", text[start : number.start()].removesuffix(before))
+    return BEFORE.fullmatch(before) is not None and AFTER.fullmatch(after) is not None and joined is None

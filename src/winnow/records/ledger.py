@@ -107,7 +107,7 @@ class Ledger:
         columns = [
             pa.array([step] * size, pa.int64()),
             *(
-                pa.array([value or None for value in meta[name]], pa.string())
+                pa.array([value if name == "id" else value or None for value in meta[name]], pa.string())
                 for name in ("id", "source", "group", "noise")
             ),
             _numbers(losses),
@@ -182,7 +182,7 @@ def _rejected(step: int, gated: Gated) -> pa.RecordBatch:
     known = {
         "step": pa.array([step] * size, pa.int64()),
         **{
-            name: pa.array([value or None for value in gated.rejected[name]], pa.string())
+            name: pa.array([one if name == "id" else one or None for one in gated.rejected[name]], pa.string())
             for name in ("id", "source", "group", "noise")
         },
         "kept": pa.array([False] * size, pa.bool_()),
