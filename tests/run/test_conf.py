@@ -18,6 +18,7 @@ from winnow.data.encode import Encoding
 from winnow.data.subset import restricted
 from winnow.evaluation import evaluate
 from winnow.run import assemble as running
+from winnow.run import tracked
 from winnow.run.cli import implied
 from winnow.run.rows import encoding_of
 from winnow.run.stages import PACE
@@ -119,12 +120,12 @@ def test_a_baseline_sets_the_selector_of_its_name_and_names_the_run(path: Path) 
 
 def test_name_tags_and_choices_are_what_was_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     built: dict[str, Any] = {}
-    monkeypatch.setattr(running, "build", lambda node, **extra: built.update(extra))
+    monkeypatch.setattr(tracked, "build", lambda node, **extra: built.update(extra))
     with configured(
         "experiment=pretrain_tiny", "logger=wandb", "model.tokenizer=x", "tags=[mine]", "name=other"
     ) as cfg:
-        running.logger_of(cfg)
-        choices = running.choices_of_groups()
+        tracked.logger_of(cfg)
+        choices = tracked.choices_of_groups()
     assert built["tags"] == ["full", "pretrain", "scratch", "mine"]
     assert choices["selector"] == "full" and choices["experiment"] == "pretrain_tiny"
     assert not any(group.startswith("hydra") for group in choices)

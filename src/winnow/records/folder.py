@@ -33,6 +33,7 @@ ADDED: dict[str, Any] = {
     **{f"data.corpus.fields.{name}": None for name in ("text", "system", "tools")},
     "data.corpus.on_bad_row": "error",
     "data.corpus.cache_dir": "outputs/cache",
+    "logger.id": None,
     "scoring.period": 1,
     "scoring.between": "uniform",
     **{f"scoring.{name}": None for name in ("max_tokens", "precision", "proxy")},

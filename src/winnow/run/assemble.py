@@ -15,7 +15,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from winnow.callbacks import AtomicCheckpointIO, Records
@@ -32,9 +32,9 @@ from winnow.run.language import language_of
 from winnow.run.options import check_options
 from winnow.run.rows import corpus_of, datamodule
 from winnow.run.stages import gate_of, intake_of, limits_of, schedule_of, scorer_options
+from winnow.run.tracked import begin, choices_of_groups, logger_of
 from winnow.selectors.abilities import Labelled, Recorded, Sized
 from winnow.selectors.base import Selector, check_filter_size
-from winnow.tracking import careful, forgiving, is_lost
 from winnow.training.module import SelectionModule
 from winnow.training.precision import check_precision
 from winnow.training.stopping import Stop
@@ -180,13 +180,8 @@ def equip(cfg: DictConfig, folder: Path, parts: Parts) -> None:
         parts.records = callbacks["records"]
     if cfg.ckpt_path:
         _resume(cfg, parts)
-    if isinstance(logger, WandbLogger):  # its run begins here; one that could not begin needs no closing
-        with forgiving(logger):
-            logger.experiment.config.update(
-                {**anonymous(plain(cfg)), "choices": choices_of_groups()}, allow_val_change=True
-            )
-        if is_lost(logger):  # Lightning would ask it once more, and fail
-            parts.experiment.trainer.loggers, logger = [], None
+    if logger is not None and begin(logger, cfg) is None:  # Lightning would ask it once more, and fail
+        parts.experiment.trainer.loggers, logger = [], None
     parts.logger = logger
 
 
@@ -247,26 +242,6 @@ def prepared_by(cfg: DictConfig) -> dict[str, str]:
     """Files that something was spent on before training, by the keys that name them."""
     named = {"data.subset": cfg.data.get("subset"), "scoring.reference": cfg.scoring.get("reference")}
     return {key: name for key, name in named.items() if name is not None and Path(name).suffix in TABLES}
-
-
-def logger_of(cfg: DictConfig) -> Logger | None:
-    """The run's logger, with tags of what was chosen; None for ``logger=none``."""
-    if not cfg.get("logger"):
-        return None
-    chosen = choices_of_groups()
-    selector = chosen.get("selector", cfg.name)
-    method = cfg.selector._target_ if selector == "custom" else selector
-    tags = [method, chosen.get("data", ""), chosen.get("model", ""), *cfg.tags]
-    # Only W&B's tags are a list.
-    listed = [tag for tag in dict.fromkeys(tags) if tag]
-    logger: Logger | None = build(cfg.logger, **({"tags": listed} if "wandb" in str(cfg.logger._target_) else {}))
-    return None if logger is None else careful(logger)
-
-
-def choices_of_groups() -> dict[str, str]:
-    """What was chosen from each group; empty outside the command line."""
-    found = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    return {str(group): str(choice) for group, choice in found.items() if choice and not str(group).startswith("hydra")}
 
 
 def given() -> list[str]:
