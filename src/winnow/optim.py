@@ -37,7 +37,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         adamw_weight_decay: of AdamW.
 
     Raises:
-        ValueError: parameters come without names, or there is none.
+        ValueError: parameters come without names, or there is none; or there are no Newton-Schulz steps.
     """
 
     def __init__(
@@ -58,6 +58,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         named = list(named_parameters)
         if not named or not all(isinstance(item, tuple) for item in named):
             raise ValueError("MuonWithAdamW sorts parameters by name: give it model.named_parameters()")
+        if isinstance(ns_steps, bool) or not isinstance(ns_steps, int) or ns_steps < 1:
+            raise ValueError(f"optimizer.ns_steps must be a whole number >= 1, got {ns_steps!r}")
         matrices = [held for name, held in named if held.ndim == 2 and not re.search(adamw, name)]
         chosen = {id(held) for held in matrices}
         others = [held for _, held in named if id(held) not in chosen]

@@ -60,6 +60,12 @@ def problems(*arguments: str) -> list[str]:
         (["-m", "selector.filter_szie=1,2"], "did you mean 'selector.filter_size'"),
         (["-m", "baseline=random,greets"], "Could not find 'baseline/greets'; did you mean greats?"),
         (["--cfg", "job", "selector=rendom"], "did you mean random?"),
+        (["-m", "--cfg", "job"], "-m and --cfg ask for different things: give one of them (--cfg alone, without -m)."),
+        (
+            ["gate.foo=1"],
+            "Nothing is chosen from the group gate (gate=none), so it has no key 'foo': choose one of emb",
+        ),
+        (["scheduler=none", "scheduler.foo=1"], "Nothing is chosen from the group scheduler (scheduler=none)"),
         (["seed=1", "--multirun", "selector=random,greats"], "All KEY=VALUE have to stand together"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

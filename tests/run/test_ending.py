@@ -112,6 +112,8 @@ def test_a_stopped_run_goes_on_from_its_last_pool_as_if_nothing_had_been(
         assert caught.value.code == 143
     status = read("status.json")
     assert status["state"] == {"SIGTERM": "terminated", "SIGINT": "interrupted", "error": "failed"}[name]
+    said = {"SIGTERM": "Terminated: SIGTERM", "SIGINT": "KeyboardInterrupt: SIGINT"}
+    assert status["error"] == said.get(name, status["error"]) and not status["error"].endswith(": ")
     assert status["ckpt_path"] in caplog.records[-1].getMessage()
     assert pq.read_table("out/ledger.parquet").num_rows == pool * 8, "no pool is lost"
     go(*LONG, f"ckpt_path={status['ckpt_path']}")

@@ -138,6 +138,16 @@ def test_an_earlier_run_in_the_folder_does_not_mix_in(tmp_path: Path) -> None:
     assert read(tmp_path)["step"].to_pylist() == [0] * POOL + [1] * POOL
 
 
+def test_an_empty_id_stays_what_it_is(tmp_path: Path) -> None:
+    (pool,) = pools(1)
+    pool["meta"]["id"][0] = pool["meta"]["source"][0] = ""
+    book = Ledger(tmp_path)
+    book.append(**pool)
+    book.close()
+    rows = read(tmp_path).to_pydict()
+    assert rows["id"][0] == "" and rows["source"][0] is None
+
+
 def test_closing_twice_and_closing_nothing_are_harmless(tmp_path: Path) -> None:
     book = written(tmp_path)
     book.close()
@@ -305,6 +315,9 @@ def test_status_tells_how_a_run_ended(tmp_path: Path) -> None:
     assert state()["state"] == "running", "which is what a killed run leaves"
     status.failed(KeyboardInterrupt(), resume=None)
     assert state()["state"] == "interrupted" and state()["ckpt_path"] is None
+    assert state()["error"] == "KeyboardInterrupt: SIGINT"
+    status.failed(AssertionError(), resume=None)
+    assert state()["error"] == "AssertionError: no message"
     status.failed(ValueError("bad"), resume=Path("a/last.ckpt"))
     assert (state()["state"], state()["error"], state()["ckpt_path"]) == ("failed", "ValueError: bad", "a/last.ckpt")
     status.finished()

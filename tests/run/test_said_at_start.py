@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from tests import runs
 from tests.commands import CONF, commands, compose, configured, save_base
@@ -17,8 +20,9 @@ from tests.run.test_run import go, read
 from winnow.models import load
 from winnow.run.cli import check
 from winnow.run.instantiate import BuildError, build
-from winnow.run.options import check_options
 from winnow.run.rows import datamodule
+from winnow.run.startup import check_callbacks, check_start
+from winnow.run.trainer_options import PASSED_ON, REPLACED, check_intervals, check_trainer
 from winnow.selectors import Oracle
 from winnow.signals import Signals
 
@@ -67,6 +71,41 @@ from winnow.signals import Signals
         ("+data.val_limit=-3", r"data\.val_limit must be at least 1"),
         ("scoring.reduction=avg", r"scoring\.reduction.*got 'avg'"),
         ("trainer.check_val_every_n_epoch=0", r"trainer\.check_val_every_n_epoch must be"),
+        ("+trainer.limit_test_batches=0.5", r"limit_test_batches=0\.5 .*evaluation\.nll_limit"),
+        ("+trainer.gradient_clip_algorithm=value", "clip_norm=X clips by norm"),
+        ("+trainer.reload_dataloaders_every_n_epochs=1", "drawn anew at every epoch"),
+        ("+trainer.sync_batchnorm=true", "one process is what there is"),
+        ("+trainer.logger=true", "use logger=wandb, csv"),
+        ("+trainer.callbacks=[{}]", r"\+callbacks\.NAME="),
+        ("+trainer.plugins=[x]", r"trainer\.plugins.* of their own"),
+        ("+trainer.enable_checkpointing=false", r"callbacks\.last=null callbacks\.best=null"),
+        ("+trainer.default_root_dir=x", r"hydra\.run\.dir=FOLDER"),
+        ("+trainer.model_registry=x", "export=true"),
+        ("+trainer.max_step=3", r"no option of lightning\.Trainer; did you mean trainer\.max_steps"),
+        ("+trainer.min_steps=10", r"trainer\.min_steps=10 is more than trainer\.max_steps=4"),
+        ("+trainer.min_epochs=-2", r"trainer\.min_epochs must be a whole number >= 0"),
+        ("trainer.log_every_n_steps=-1", r"trainer\.log_every_n_steps must be"),
+        ("trainer.num_sanity_val_steps=-3", r"trainer\.num_sanity_val_steps must be .* or -1 for all"),
+        ("trainer.max_steps=null", r"trainer\.max_steps must be a whole number"),
+        ("trainer.precision=fp8", r"trainer\.precision=fp8: give 32-true"),
+        ("trainer.precision=transformer-engine", r"trainer\.precision=transformer-engine: give 32-true"),
+        ("trainer.val_check_interval=0.5", r"set trainer\.check_val_every_n_epoch=1"),
+        ("trainer.limit_val_batches=-1", r"trainer\.limit_val_batches must be a whole number of batches"),
+        ("trainer.limit_val_batches=0.5", r"limit_val_batches=0\.5 of the 1 validation batches .*limit_val_batches=1"),
+        ("callbacks.best.monitor=abc", r"callbacks\.best\.monitor=abc is measured nowhere: give target/val_nll"),
+        ("callbacks.best.monitor=target/chains/val_nll", r"measured nowhere: give target/val_nll"),
+        (
+            "+callbacks.a={_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,scheduling:{0:2}}",
+            r"callbacks\.a: GradientAccumulationScheduler .*pools_per_update=N",
+        ),
+        ("optimizer.eps=0", r"optimizer\.eps=0: .*above 0"),
+        ("+model.lora={lora_dropout:-1}", r"model\.lora\.lora_dropout must be a share in \[0, 1\), got -1"),
+        ("+model.lora={lora_dropout:1}", r"model\.lora\.lora_dropout must be"),
+        ("+model.lora={lora_alpha:-1}", r"model\.lora\.lora_alpha must be above 0"),
+        ("+model.lora={r:0}", r"model\.lora\.r must be a whole number >= 1"),
+        ("ckpt_path=-1", r"ckpt_path must be the file of a checkpoint, such as .*; got -1"),
+        ("ckpt_path=0", r"ckpt_path must be the file"),
+        ("ckpt_path=true", r"ckpt_path must be the file"),
         ("+trainer.strategy=ddp_spawn", r"trainer\.strategy=ddp_spawn is for several processes"),
     ],
 )
@@ -78,11 +117,65 @@ def test_an_option_out_of_range_is_refused_before_anything_is_measured(option: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["optimizer=muon", "optimizer.ns_steps=0"], r"optimizer\.ns_steps must be a whole number >= 1, got 0"),
+        (["optimizer=muon", "optimizer.ns_steps=-2"], r"optimizer\.ns_steps must be a whole number >= 1"),
+        (["optimizer=muon", "optimizer.adamw_eps=0"], r"optimizer\.adamw_eps=0"),
+        (["optimizer=adafactor", "optimizer.eps=[0,0.001]"], r"optimizer\.eps=\[0, 0\.001\]"),
+        (["+trainer.min_steps=2", "budget.examples=4"], r"trainer\.min_steps=2 would go on past what budget allows"),
+        (["model/lora=default", "model.lora.target_modules=nothere"], "^model: Target modules nothere not found"),
+        (
+            ["trainer.val_check_interval=0.5", "trainer.check_val_every_n_epoch=1"],
+            r"val_check_interval=0\.5 is a share of an epoch, and this stream is endless",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_before_anything_is_measured(
+    options: list[str], words: str
+) -> None:
+    save_base()
+    with pytest.raises(BuildError, match=words):
+        go(*options)
+    assert not Path("out/metrics.csv").exists()
+
+
+def test_every_option_of_lightnings_trainer_is_replaced_or_passed_on() -> None:
+    """An option that a later version brings has to be looked at."""
+    known = set(inspect.signature(lightning.Trainer.__init__).parameters) - {"self"}
+    assert known == REPLACED.keys() | PASSED_ON and not REPLACED.keys() & PASSED_ON
+
+
+def test_what_lightning_does_by_itself_is_let_through() -> None:
+    check_trainer({
+        "_target_": "lightning.Trainer", "max_steps": 8, "max_epochs": None, "min_steps": 2, "max_time": "00:01:00:00",
+        "detect_anomaly": True, "deterministic": "warn", "profiler": "simple", "use_distributed_sampler": False,
+        "precision": 64, "plugins": [], "overfit_batches": 0.0, "fast_dev_run": False, "accelerator": "cpu",
+        "val_check_interval": "00:00:10:00", "limit_val_batches": 1.0, "num_sanity_val_steps": -1,
+    })  # fmt: skip
+    check_intervals({"limit_val_batches": 0.5, "val_check_interval": 3}, {"a": 2, "b": 3}, 3)
+    with pytest.raises(ValueError, match=r"val_check_interval=4 is more than the 3 pools of an epoch"):
+        check_intervals({"val_check_interval": 4}, {"a": 2}, 3)
+
+
+class Logs(Callback):
+    """Measures something of its own."""
+
+
+def test_what_a_callback_of_ones_own_may_log_can_be_watched() -> None:
+    watching = EarlyStopping(monitor="mine/score")
+    check_callbacks({"stop": watching, "logs": Logs()}, ["a"])
+    with pytest.raises(ValueError, match=r"callbacks\.stop\.monitor=mine/score is measured nowhere"):
+        check_callbacks({"stop": watching}, ["a"])
+    check_callbacks({"stop": EarlyStopping(monitor="target/a/val_nll")}, ["a", "b"])
+
+
 def test_options_as_they_come_are_in_range() -> None:
     for experiment in ("demo", "reference"):
-        check_options({"name": "a.B", "seed": 0})
+        check_start({"name": "a.B", "seed": 0})
         cfg: Any = compose(f"experiment={experiment}")
-        check_options({"seed": cfg.seed, "reduction": cfg.reduction, "trainer": dict(cfg.trainer)})
+        check_start({"seed": cfg.seed, "reduction": cfg.reduction, "trainer": dict(cfg.trainer)})
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "..", "a\\b", "'x/y'"])

@@ -34,7 +34,9 @@ class Status:
         """
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         state = "terminated" if isinstance(error, Terminated) else state
-        text = anonymous(f"{type(error).__name__}: {error}")
+        # Python's own interrupt, and an assertion without words, say nothing of themselves.
+        said = str(error) or ("SIGINT" if isinstance(error, KeyboardInterrupt) else "no message")
+        text = anonymous(f"{type(error).__name__}: {said}")
         self._end(state, error=text, ckpt_path=None if resume is None else anonymous(str(resume)))
 
     def _end(self, state: str, **more: Any) -> None:

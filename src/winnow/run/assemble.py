@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,10 +30,11 @@ from winnow.records.provenance import anonymous
 from winnow.records.table import TABLES
 from winnow.run.instantiate import BuildError, build, build_all, check_numbers, plain
 from winnow.run.language import language_of
-from winnow.run.options import check_options
 from winnow.run.rows import corpus_of, datamodule
 from winnow.run.stages import gate_of, intake_of, limits_of, schedule_of, scorer_options
+from winnow.run.startup import check_callbacks, check_start
 from winnow.run.tracked import begin, choices_of_groups, logger_of
+from winnow.run.trainer_options import check_intervals
 from winnow.selectors.abilities import Labelled, Recorded, Sized
 from winnow.selectors.base import Selector, check_filter_size
 from winnow.training.module import SelectionModule
@@ -160,7 +162,7 @@ def equip(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     """
     check(cfg)
     check_numbers(SelectionModule, cfg)
-    check_options(plain(cfg))
+    check_start(plain(cfg))
     check_precision(cfg.trainer.get("precision"))
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     parts.preparation = preparation(prepared_by(cfg))
@@ -176,6 +178,7 @@ def equip(cfg: DictConfig, folder: Path, parts: Parts) -> None:
             "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks.values()),
         },
     )
+    _check_watching(cfg, callbacks, parts.experiment.data)
     if isinstance(callbacks.get("records"), Records):
         parts.records = callbacks["records"]
     if cfg.ckpt_path:
@@ -183,6 +186,15 @@ def equip(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     if logger is not None and begin(logger, cfg) is None:  # Lightning would ask it once more, and fail
         parts.experiment.trainer.loggers, logger = [], None
     parts.logger = logger
+
+
+def _check_watching(cfg: DictConfig, callbacks: Mapping[str, Any], data: SelectionDataModule) -> None:
+    """Refuse measurements that Lightning would refuse after the first evaluation, and callbacks that wait in vain."""
+    targets = data.corpus.targets
+    check_callbacks(callbacks, [target.name for target in targets])
+    rows = {one.name: min(len(one.val), data.val_limit or len(one.val)) for one in targets}
+    batches = {name: math.ceil(count / data.val_batch_size) for name, count in rows.items()}
+    check_intervals(plain(cfg.trainer), batches, data.steps.steps)
 
 
 def _check_selector(cfg: DictConfig, selector: Any, data: SelectionDataModule) -> None:

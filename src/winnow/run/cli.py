@@ -112,6 +112,12 @@ def check(arguments: Sequence[str], config_dir: Path, config_name: str) -> list[
     flags, unknown = parser.parse_known_args(list(arguments))
     if unknown:
         return [_unknown_flag(unknown[0], list(parser._option_string_actions))]
+    asked = {"-m": flags.multirun, "--cfg": flags.cfg, "--info": flags.info, "--run": flags.run}
+    both = [flag for flag, value in asked.items() if value]
+    if len(both) > 1:
+        return [
+            f"{' and '.join(both)} ask for different things: give one of them ({both[-1]} alone, without {both[0]})."
+        ]
     if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.experimental_rerun:
         return []
     if flags.config_name or flags.config_path or flags.config_dir:
@@ -251,6 +257,14 @@ class _Composition:
             group = inside.replace(".", "/")
             options = ", ".join(self._options(group))
             return f"Nothing is chosen from the group {group}: add {group}=OPTION, one of {options}."
+        if not names:
+            options = ", ".join(one for one in self._options(parent) if one != "none")
+            if options:
+                chosen = config.hydra.runtime.choices.get(parent)
+                return (
+                    f"Nothing is chosen from the group {parent} ({parent}={chosen}), so it has no key '{leaf}': "
+                    f"choose one of {options}."
+                )
         if not parent:
             names |= {group for group in self.loader.list_groups("") if group != "hydra"}
         elsewhere = [full for full in _keys(config) if full.endswith(f".{leaf}")]

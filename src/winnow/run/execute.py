@@ -29,6 +29,7 @@ from winnow.run.instantiate import BuildError, blaming, plain
 from winnow.run.process import left_as_found
 from winnow.run.rows import REJECTS, rejects_written, settle_date
 from winnow.run.stages import lift_steps
+from winnow.run.startup import check_resumed
 from winnow.tracking import is_lost, let_go
 from winnow.training.stopping import handled
 
@@ -63,6 +64,8 @@ def run(cfg: DictConfig) -> float | None:
 
 def _in_folder(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """The summary of a run whose folder nobody else writes in."""
+    with blaming(""):
+        check_resumed(cfg.ckpt_path)
     began = [Path(cfg.ckpt_path).resolve().parent.parent] if cfg.ckpt_path else []
     settle_date(cfg, *began, *([folder] if in_sweep() else []))
     config = anonymous(plain(cfg))
@@ -177,7 +180,7 @@ def _fit(parts: Parts, ckpt_path: str | None) -> bool:
     except SystemExit as error:
         # Lightning answers an interrupt with exit(1), which no caller can tell from a failure.
         if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
+            raise KeyboardInterrupt(*error.__context__.args) from error
         raise
     finally:
         parts.stop.waits = False

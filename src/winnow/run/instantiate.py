@@ -46,7 +46,8 @@ def blaming(key: str) -> Iterator[None]:
         # OmegaConf adds lines to its messages that say nothing new.
         lines = [line for line in str(cause).splitlines() if not line.strip().startswith(("full_key:", "object_type="))]
         text = "\n".join(lines) or type(cause).__name__
-        named = not key or f"{key}." in text or f"{key}=" in text
+        # "the base model. Please" names no key.
+        named = not key or re.search(rf"(?<![\w.]){re.escape(key)}[.=]\S", text) is not None
         raise BuildError(text if named else f"{key}: {text}") from error
 
 

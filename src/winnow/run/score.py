@@ -28,10 +28,10 @@ from winnow.records.preparation import Cost, beside, check_file, write_scores
 from winnow.records.provenance import anonymous, provenance
 from winnow.run.assemble import Experiment, assemble, check
 from winnow.run.instantiate import BuildError, blaming, build, plain
-from winnow.run.options import check_options
 from winnow.run.process import left_as_found
 from winnow.run.rows import rejects_written, settle_date
 from winnow.run.stages import check_plain
+from winnow.run.startup import check_start
 from winnow.signals import Needs, Signals
 from winnow.training.precision import check_precision
 
@@ -57,7 +57,7 @@ def run(cfg: DictConfig) -> Path:
     with left_as_found(), blaming(""):
         check(cfg)
         _check(cfg)
-        check_options(plain(cfg))
+        check_start(plain(cfg))
         check_precision(cfg.trainer.get("precision"))
         file = Path(cfg.file).expanduser()
         check_file(file, cfg.overwrite)

@@ -53,7 +53,7 @@ class Stop:
         Raises:
             BaseException: ``Terminated`` or ``KeyboardInterrupt``, by the signal.
         """
-        error = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        error = Terminated() if number == signal.SIGTERM else KeyboardInterrupt(signal.Signals(number).name)
         if self.asked is not None or not self.waits:
             raise error
         self.asked = error
