@@ -12,7 +12,7 @@ from typing import Any
 from winnow.records.strict_json import write_json
 
 FILE = "tracking.json"
-AHEAD = 100
+AHEAD = 10
 """Steps that are marked as used at a time, so that the file is seldom written; a run that was killed leaves a gap."""
 
 
