@@ -196,7 +196,7 @@ def test_the_process_is_left_as_it_was_and_dropout_is_on_in_training() -> None:
         (["data.pool_size=0", "selector.filter_size=0"], "data.pool_size must be at least 1"),
         (["+data.foo=1"], "data: .*unexpected keyword argument 'foo'"),
         (["trainer.devices=2"], "use trainer.devices=1"),
-        (["trainer.precision=foo"], "trainer: .*foo"),
+        (["trainer.precision=foo"], "trainer.precision=foo"),
         (["model.path=nowhere"], "model.path='nowhere'"),
         (["model.path=???"], "no value for model.path: give model.path="),
         (["baseline=full", "selector=random"], "contradict each other"),

@@ -138,7 +138,7 @@ class Glass:
         if len(examples) < SHARED_FROM or workers < 2 or not mapped:
             yield from (self.see(list(examples[start:stop])) for start, stop in parts)
             return
-        # A process of its own kind of start: forking one that has threads may leave it hanging.
+        # Forking a process that has threads may leave the copy hanging.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, _begin, (self, examples)) as pool:
             yield from pool.map(_see, parts, chunksize=4)

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from winnow.data.encode import encode
 from winnow.data.example import Stream, Target
-from winnow.data.rows import Listed
 from winnow.lm.losses import IGNORE
 
 log = logging.getLogger(__name__)
@@ -36,18 +35,18 @@ def check_stream_fits(stream: Stream, tokenizer: PreTrainedTokenizerBase, max_le
         ValueError: that is all of it.
     """
     size = stream.size
-    places = _places(size, seed)
+    at = places(size, seed)
     seen: Counter[str] = Counter()
     lost: Counter[str] = Counter()
-    for place in places:
+    for place in at:
         example = stream[place]
         seen[example.source] += 1
         # The first token of a row is predicted by nothing.
         if not any(label != IGNORE for label in encode(example, tokenizer, max_length).labels[1:]):
             lost[example.source] += 1
     total = sum(lost.values())
-    looked = f"{len(places)} examples of the stream" if size in (None, len(places)) else f"a sample of {len(places)}"
-    if total == len(places):
+    looked = f"{len(at)} examples of the stream" if size in (None, len(at)) else f"a sample of {len(at)}"
+    if total == len(at):
         raise ValueError(
             f"data.max_length={max_length} leaves no response token in any of {looked}: their prompts alone are as "
             "long; raise it"
@@ -57,28 +56,21 @@ def check_stream_fits(stream: Stream, tokenizer: PreTrainedTokenizerBase, max_le
         log.warning(
             "data.max_length=%d: %d of %s (%.0f %%) have no response token left and can never be chosen (by source: "
             "%s); raise it to have them",
-            max_length, total, looked, 100 * total / len(places), worst,
+            max_length, total, looked, 100 * total / len(at), worst,
         )  # fmt: skip
-    return total / len(places)
+    return total / len(at)
 
 
-def groups(stream: Stream, seed: int = 0) -> tuple[set[str], bool]:
-    """Hidden labels ``group`` of a stream.
+def places(size: int | None, seed: int) -> list[int]:
+    """Positions of a stream that are looked at.
 
     Args:
-        stream: the candidates; all of a listed one, else the same sample as :func:`check_stream_fits`.
+        size: of the stream; None where it is endless.
         seed: of the sample.
 
     Returns:
-        Those found, and whether the whole stream was looked at.
+        At most ``SAMPLE`` of them, in order.
     """
-    listed = isinstance(stream, Listed)
-    examples = stream.examples if isinstance(stream, Listed) else (stream[at] for at in _places(stream.size, seed))
-    whole = listed or (stream.size is not None and stream.size <= SAMPLE)
-    return {example.labels.get("group", "") for example in examples} - {""}, whole
-
-
-def _places(size: int | None, seed: int) -> list[int]:
     if size is None or size <= SAMPLE:
         return list(range(SAMPLE if size is None else size))
     return sorted(np.random.default_rng(seed).choice(size, SAMPLE, replace=False).tolist())

@@ -143,6 +143,9 @@ class ExampleTable(Sequence[Example]):
             IndexError: there is no such position.
         """
         if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if self.rows is None and step == 1:
+                return ExampleTable(self.table.slice(start, max(0, stop - start)))
             return self.chosen(np.arange(len(self))[index])
         if not -len(self) <= index < len(self):
             raise IndexError(f"position {index} of {len(self)} examples")
@@ -166,11 +169,11 @@ class ExampleTable(Sequence[Example]):
 
     def __iter__(self) -> Iterator[Example]:
         """All of them, read in pieces."""
-        if self.rows is not None:
-            yield from (self[at] for at in range(len(self)))
-            return
         for start in range(0, len(self), BATCH):
-            yield from self._examples(start, BATCH)
+            if self.rows is None:
+                yield from self._examples(start, BATCH)
+            else:
+                yield from ExampleTable(self.table.take(self.rows[start : start + BATCH]))
 
     def where(self, position: int) -> str:
         """File and line of an example.

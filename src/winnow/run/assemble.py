@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from winnow.callbacks import AtomicCheckpointIO, Records
 from winnow.data import Corpus, SelectionDataModule
-from winnow.data.reach import groups
+from winnow.data.groups import groups
 from winnow.models import LanguageModel
 from winnow.records.checkpoint import check_fits, read_checkpoint
 from winnow.records.folder import changes
