@@ -44,12 +44,12 @@ demo: $(READY)  ## a gate and filter_weight, random and the whole pool at equal 
 
 # One thread each: two tests side by side are faster than one with two threads at these sizes.
 test: $(READY)  ## the whole test suite; TESTS=tests/engine for a part
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not long" $(TESTS)
 
 test-quick: $(READY)  ## engine, choice, selectors, data and docs: no process, no whole run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" tests/engine tests/choice tests/selectors tests/data tests/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not long" tests/engine tests/choice tests/selectors tests/data tests/docs
 
-test-all: $(READY)  ## the same with ten times the drawn batch layouts
+test-all: $(READY)  ## the same with the long ones, and ten times the drawn batch layouts
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-profile=thorough $(TESTS)
 
 lint: $(READY)  ## ruff, its formatter, and mypy

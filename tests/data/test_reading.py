@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import runs
+from tests.templates import tokenizer_with
 from winnow.data import Corpus, Example, rows
 from winnow.data.encode import Encoding
 from winnow.data.fields import Fields, Row
@@ -30,6 +31,7 @@ from winnow.data.look import Glass
 from winnow.data.prepared import prepared
 from winnow.data.rejects import BadRow, BadRows, Rejects
 from winnow.data.table import ExampleTable
+from winnow.models.templates import template_of
 
 GOOD = [{"prompt": f"What is {n}?", "response": f"It is {n}."} for n in range(6)]
 LINES = "".join(json.dumps(row) + "\n" for row in GOOD).encode()
@@ -305,6 +307,20 @@ def test_the_start_says_what_carries_loss(tmp_path: Path, caplog: pytest.LogCapt
         assert "5 rows, 10 turns of the assistant's, 10 of them trained on (data.loss_on=assistant)" in caplog.text
         prepared(read(tmp_path / "a.jsonl"), glass(join_turns=True, loss_on="last"))
         assert "5 rows, 10 turns of the assistant's, 5 of them trained on (data.loss_on=last)" in caplog.text
+
+
+def test_every_turn_of_a_file_of_tool_calls_is_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": '{"at": "sea"}'}}
+    step = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "Calm."}]
+    tool = {"type": "function", "function": {"name": "look", "description": "Looks."}}
+    # 200 chats of 662 turns of the assistant's: 138 with three, 62 with four.
+    chats = [{"messages": [TURNS[0], *step * (2 + (number < 62)), TURNS[1]], "tools": [tool]} for number in range(200)]
+    (tmp_path / "calls.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    words = tokenizer_with(template_of("chatml"))
+    with caplog.at_level(logging.INFO):
+        kept = prepared(read(tmp_path / "calls.jsonl"), Glass(words, 512))
+    assert kept.stream.size == 200
+    assert "200 rows, 662 turns of the assistant's, 662 of them trained on (data.loss_on=assistant)" in caplog.text
 
 
 @pytest.mark.parametrize(("side", "left"), [("right", 6), ("left", 6), ("drop", 5)])

@@ -149,11 +149,11 @@ def test_behind_a_gate_one_step_in_so_many_is_scored(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 def test_cheaper_scores_are_compared_with_exact_ones_of_the_same_state() -> None:
-    found = scores.measured(seed=0, steps=5, every=2)
+    found = scores.measured(seed=0, steps=3, every=2)
     assert set(found) == {way.name for way in scores.WAYS}
     exact = found["exact"]
-    assert exact.rank == [pytest.approx(1.0)] * 2 and exact.common == [1.0] * 2
+    assert exact.rank == [pytest.approx(1.0)] and exact.common == [1.0]
     for name, one in found.items():
-        assert len(one.rank) == len(one.flops) == len(one.seconds) == 2 and all(-1 <= rank <= 1 for rank in one.rank)
+        assert len(one.rank) == len(one.flops) == len(one.seconds) == 1 and all(-1 <= rank <= 1 for rank in one.rank)
         if name.startswith(("scoring.layers", "scoring.max_tokens=24")):
             assert sum(one.flops) < 0.75 * sum(exact.flops)

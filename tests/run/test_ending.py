@@ -95,7 +95,9 @@ def test_a_save_that_fails_does_not_hide_the_error_that_came_first(
 LONG = ("trainer.max_steps=6", "callbacks.last.every=50")
 
 
-@pytest.mark.parametrize(("name", "pool"), [("SIGTERM", 3), ("SIGTERM", 4), ("SIGINT", 3), ("error", 3)])
+@pytest.mark.parametrize(
+    ("name", "pool"), [pytest.param("SIGTERM", 3, marks=pytest.mark.long), ("SIGTERM", 4), ("SIGINT", 3), ("error", 3)]
+)
 def test_a_stopped_run_goes_on_from_its_last_pool_as_if_nothing_had_been(
     name: str, pool: int, caplog: pytest.LogCaptureFixture
 ) -> None:

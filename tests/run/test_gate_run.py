@@ -63,7 +63,7 @@ def test_the_ledger_has_a_row_for_every_raw_candidate() -> None:
     [
         ("gate=ngrams", "gate.explore=ucb", "scoring.between=predicted"),
         ("gate=embedding", "scoring.period=adaptive"),
-        ("gate=source", "gate.most_of_a_source=0.5"),
+        pytest.param(("gate=source", "gate.most_of_a_source=0.5"), marks=pytest.mark.long),
         ("gate=ngrams", "data.num_workers=1", "scoring.target_ema=0.5"),
     ],
     ids=lambda more: "+".join(more),

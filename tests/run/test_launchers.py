@@ -34,7 +34,7 @@ def outcome(folder: Path) -> list[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.long)])
 def test_jobs_come_out_as_they_do_one_after_the_other(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, option, seeds = LAUNCHERS[launcher]
     pytest.importorskip(module)
