@@ -276,6 +276,15 @@ def test_what_was_read_and_seen_is_kept_by_content(
     assert len(examples(load())) == len(examples(first)) + 1 and "taken from" not in caplog.text
 
 
+def test_a_cache_that_cannot_be_made_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rows, "CACHED_FROM", 1)
+    (tmp_path / "file").write_text("")
+    corpus = read(mixed(tmp_path), on_bad_row="drop", cache_dir=str(tmp_path / "file" / "cache"))
+    assert len(examples(corpus)) == 5 and "read into memory, data.cache_dir" in caplog.text
+
+
 def test_processes_see_what_one_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "CACHED_FROM", 1)
     lines = [json.dumps({"prompt": f"What is {n}?", "response": f"It is {n}." * (1 + n % 7)}) for n in range(64)]

@@ -148,6 +148,7 @@ def test_behind_a_gate_one_step_in_so_many_is_scored(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_cheaper_scores_are_compared_with_exact_ones_of_the_same_state() -> None:
     found = scores.measured(seed=0, steps=3, every=2)
     assert set(found) == {way.name for way in scores.WAYS}

@@ -42,6 +42,11 @@ UP_TO = {"filter_weight", "grad_match", "craig", "influence_distillation"}
 """May stop before filter_size, where no further candidate helps."""
 
 
+OF_EACH_KIND = {"filter_weight", "greats", "max_loss", "full", "tracin", "opus", "gate_only", "rho_loss"}
+"""Methods by products, by losses, by sketches, by a reference, of the whole pool; the others' kept sizes and training
+are held by their contracts in tests/selectors and tests/training."""
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two methods choose by: a recorded run's folder, and reference losses of the stream by id."""
@@ -75,7 +80,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OF_EACH_KIND else [pytest.mark.long]) for name in BASELINES]
+)
 def test_it_trains_the_default_model_at_its_budget(name: str, shared: Path, tmp_path: Path) -> None:
     go(*arguments(name, shared), "callbacks.last=null", out=tmp_path / "run")
     before, after = weights(tiny_path()), weights(tmp_path / "run" / "model")

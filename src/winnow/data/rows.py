@@ -137,7 +137,11 @@ class Reader:
         asked = json.dumps([FORMAT, source.fingerprint(), asdict(fields), limit])
         name = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
         path, notes = self.cache_dir / f"{name}.examples.arrow", self.cache_dir / f"{name}.json"
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            log.warning("%s: read into memory, data.cache_dir=%s cannot be made: %s", key, self.cache_dir, error)
+            return self._parse(source, fields, key, limit, None)[0]
         with FileLock(f"{path}.lock"):
             if path.is_file() and notes.is_file():
                 log.info("%s: %s", key, f"read before, taken from {path}")
