@@ -222,10 +222,13 @@ def test_all_bad_rows_are_found_before_the_first_is_refused(tmp_path: Path) -> N
     assert all(one["reason"] and one["key"] == "data.corpus.stream" for one in listed)
 
 
-def test_bad_rows_are_left_out_and_counted_where_that_is_asked(tmp_path: Path) -> None:
+def test_bad_rows_are_left_out_and_counted_where_that_is_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     corpus = read(mixed(tmp_path), on_bad_row="drop")
     assert [one.id for one in examples(corpus)] == [f"mixed:{place}" for place in (1, 3, 5, 7, 9)]
     assert corpus.rejects.of("data.corpus.stream") == 5
+    assert "5 rows cannot be used and are left out (data.on_bad_row=drop): 1 x not JSON" in caplog.text
     with pytest.raises(ValueError, match=r"data\.on_bad_row must be error or drop"):
         read(mixed(tmp_path), on_bad_row="skip")
 

@@ -146,6 +146,9 @@ class Rejects:
         total = sum(found.values())
         if total and self.policy == "error":
             raise BadRows(f"{key}: {self._named(key, found)}", self)
+        if total:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in found.items())
+            log.warning("%s: %d rows cannot be used and are left out (data.on_bad_row=drop): %s", key, total, reasons)
         return total
 
     def _named(self, key: str, found: dict[str, int]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +10,6 @@ from winnow.data.example import Example
 from winnow.data.look import Looked
 from winnow.data.parts import only, place_of
 from winnow.data.rejects import BadRow, Rejects
-
-log = logging.getLogger(__name__)
 
 
 def settle(examples: Sequence[Example], looked: Looked, key: str, rejects: Rejects) -> np.ndarray:
@@ -34,12 +31,11 @@ def settle(examples: Sequence[Example], looked: Looked, key: str, rejects: Rejec
     faults = looked.columns["fault"]
     for row in np.flatnonzero(faults).tolist():
         rejects.add(key, place_of(examples, row), BadRow(*looked.faults[faults[row] - 1]))
-    left = rejects.settle(key)
+    if faults.any():
+        rejects.settle(key)
     keep: np.ndarray = faults == 0
     if not keep.any():
         raise ValueError(f"{key}: none of its {len(keep)} rows can be used; {_first(looked)}")
-    if (~keep).any():
-        log.warning("%s: %d rows left out that cannot be used (data.on_bad_row=drop)", key, left)
     return keep
 
 
