@@ -123,13 +123,17 @@ def rejects_written(path: Path) -> Iterator[list[Rejects]]:
         A list to put rejects into once there are some.
 
     Raises:
-        BadRows: as the block raises it, with the file in its message.
+        Exception: as the block raises it; bad rows may be the cause of what names the key that was being built.
     """
     found: list[Rejects] = []
     try:
         yield found
-    except BadRows as error:
-        error.rejects.write(path)
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, BadRows):
+            cause = cause.__cause__
+        if cause is not None:
+            cause.rejects.write(path)
         raise
     for rejects in found:
         rejects.write(path)
