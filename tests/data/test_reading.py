@@ -29,7 +29,7 @@ from winnow.data.files import read_records
 from winnow.data.jsonl import files_source, jsonl_corpus
 from winnow.data.look import Glass
 from winnow.data.prepared import prepared
-from winnow.data.rejects import BadRow, BadRows, Rejects
+from winnow.data.rejects import BadRow, BadRows
 from winnow.data.table import ExampleTable
 from winnow.models.templates import template_of
 
@@ -150,6 +150,15 @@ SHAPES: dict[str, tuple[dict[str, Any], str, str, int]] = {
         {"instruction": "Again?", "output": "Hi.", "history": [["Hello?", "Hi."]]}, "Hello?\nHi.\nAgain?", "Hi.", 4,
     ),
     "dolly": ({"instruction": "Hello?", "context": "You.", "response": "Hi."}, "Hello?\nYou.", "Hi.", 0),
+    "system beside prompt and response": (
+        {"prompt": "Hello?", "response": "Hi.", "system": "Brief."}, "Brief.\nHello?", "Hi.", 3,
+    ),
+    "system beside alpaca": (
+        {"instruction": "Hello?", "output": "Hi.", "system": "Brief."}, "Brief.\nHello?", "Hi.", 3,
+    ),
+    "tools beside prompt and response": (
+        {"prompt": "Hello?", "response": "Hi.", "tools": [{"name": "f"}]}, "Hello?", "Hi.", 2,
+    ),
     "text": ({"text": "Hi."}, "", "Hi.", 0),
 }  # fmt: skip
 
@@ -163,6 +172,11 @@ def test_the_shape_of_a_row_is_recognised(name: str) -> None:
     assert set(record) <= read.used
     roles = [one["role"] for one in read.example.messages or ()]
     assert not roles or (roles[-1] == "assistant" and set(roles) <= {"system", "user", "assistant", "tool"})
+
+
+def test_what_plain_text_has_no_place_for_counts_as_read_by_nothing() -> None:
+    read = Fields().read(Row({"text": "Hi.", "system": "Brief.", "tools": []}, "here", "id", "source"))
+    assert read.example.response == "Hi." and not {"system", "tools"} & read.used
 
 
 @pytest.mark.parametrize(
@@ -389,4 +403,3 @@ def test_a_source_is_told_by_content(tmp_path: Path) -> None:
     assert before == source.fingerprint() and source.size == len(LINES)
     (tmp_path / "a.jsonl").write_bytes(LINES.replace(b"It is 1", b"It is 9"))
     assert before != source.fingerprint()
-    assert Rejects().of("key") == 0

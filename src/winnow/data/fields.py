@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 from winnow.data.calls import tools_of
@@ -132,9 +132,15 @@ class Fields:
             "labels": {name: str(record[name]) for name in LABELS if record.get(name) not in (None, "")},
             "answer": None if answer is None else str(answer),
         }
-        used = (
-            shaped.used | COMMON | {(getattr(self, part.name) or part.name).split(".")[0] for part in fields(self)[4:]}
-        )
+        named = {getattr(self, name) or name for name in ("id", "source", "answer")}
+        beside = {self.system or "system", self.tools or "tools", "chat_template_kwargs"}
+        if shaped.chat is None and shaped.prompt and any(find(record, key) for key in beside):
+            # What a template is to write beside the turns makes a chat of a prompt and a response.
+            turns = [{"role": "user", "content": shaped.prompt}, {"role": "assistant", "content": shaped.response}]
+            shaped = replace(shaped, chat=turns, field="prompt")
+        if shaped.chat is not None:
+            named |= beside
+        used = shaped.used | COMMON | {name.split(".")[0] for name in named}
         return Read(_example(shaped, record, self, shared), shaped.name, frozenset(used))
 
     def _named(self, record: Mapping[str, Any]) -> Shaped | None:

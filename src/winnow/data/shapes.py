@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from winnow.data.named import missing
 from winnow.data.rejects import BadRow
 from winnow.records.shown import shown
 
-COMMON = {"id", "source", "answer", "group", "noise", "meta", "weight", "system", "tools", "chat_template_kwargs"}
+COMMON = {"id", "source", "answer", "group", "noise", "meta", "weight"}
 """Keys that are read whatever the shape."""
 CHATS = ("messages", "conversations", "conversation")
 RESPONSES = ("response", "completion")
@@ -82,11 +83,7 @@ def recognised(record: Mapping[str, Any]) -> Shaped:
 def _prompted(record: Mapping[str, Any], has: set[str]) -> Shaped:
     response = next((key for key in RESPONSES if key in has), None)
     if response is None:
-        keys = ", ".join(f"`{shown(key)}`" for key in record)
-        raise BadRow(
-            "field `response` is missing or null",
-            f"the record has {keys}; name the field that holds the response in data.corpus.fields.response",
-        )
+        raise missing(record, "response", "response")
     used = {"prompt", response}
     if isinstance(record["prompt"], list):
         # As in TRL: what stands in the prompt is context, whoever said it.
@@ -100,16 +97,12 @@ def _prompted(record: Mapping[str, Any], has: set[str]) -> Shaped:
 def _alpaca(record: Mapping[str, Any], has: set[str]) -> Shaped:
     output = next((key for key in ALPACA if key in has), None)
     if output is None:
-        keys = ", ".join(f"`{shown(key)}`" for key in record)
-        raise BadRow(
-            "field `output` is missing or null",
-            f"the record has {keys}; name the field that holds the response in data.corpus.fields.response",
-        )
+        raise missing(record, "output", "response")
     more = next((key for key in ("input", "context") if key in has and record[key]), None)
     prompt = _text(record, "instruction") + (f"\n{_text(record, more)}" if more else "")
     used, response = {"instruction", "input", "context", output, "history"}, _text(record, output)
     history = record.get("history") or []
-    if not history and not record.get("system"):
+    if not history:
         return Shaped("instruction and output (alpaca)", used, prompt, response)
     turns: list[dict[str, Any]] = []
     for pair in history:

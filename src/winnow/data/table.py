@@ -37,7 +37,8 @@ class Writer:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self._aside = None if path is None else path.with_name(f"{path.name}.{os.getpid()}.part")
+        # One name: what a killed process left is written over by the next, which holds the lock.
+        self._aside = None if path is None else path.with_name(f"{path.name}.part")
         if self._aside is not None:
             self._aside.parent.mkdir(parents=True, exist_ok=True)
         self._buffer = pa.BufferOutputStream() if self._aside is None else None

@@ -165,11 +165,11 @@ def load_second(name: str, model: nn.Module, key: str) -> nn.Module:
         other: nn.Module = load(name, dtype=dtype).model
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(str(error).replace("model.path", key)) from error
-    check_vocabulary(model, other, f"{key}={name}")
+    check_same_vocabulary(model, other, f"{key}={name}")
     return other
 
 
-def check_vocabulary(model: nn.Module, other: nn.Module, what: str) -> None:
+def check_same_vocabulary(model: nn.Module, other: nn.Module, what: str) -> None:
     """Refuse a second model that cannot read the token ids of the first.
 
     Args:

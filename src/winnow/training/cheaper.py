@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from winnow.lm.crop import cropped
 from winnow.lm.layout import Batch, response_tokens
 from winnow.scorer import Scorer
-from winnow.scorer.reference import check_vocabulary
+from winnow.scorer.reference import check_same_vocabulary
 from winnow.signals import Needs, Signals
 
 PRECISIONS = ("bf16",)
@@ -135,6 +135,6 @@ def proxy_scorer(model: nn.Module, proxy: nn.Module, **options: object) -> Score
     Raises:
         ValueError: the vocabularies differ.
     """
-    check_vocabulary(model, proxy, "scoring.proxy")
+    check_same_vocabulary(model, proxy, "scoring.proxy")
     optimizer = torch.optim.SGD(proxy.parameters())
     return Scorer(proxy, optimizer, **options | {"geometry": "identity"})  # type: ignore[arg-type]
