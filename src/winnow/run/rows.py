@@ -41,6 +41,8 @@ def encoding_of(options: MutableMapping[str, Any]) -> Encoding:
         ValueError: an option is unknown, or the date is none.
     """
     options.pop("on_bad_row", None)
+    if not isinstance(options.get("join_turns", False), bool):
+        raise ValueError(f"data.join_turns must be true or false, got {options['join_turns']!r}")
     names = [field.name for field in fields(Encoding)]
     made = Encoding(**{name: options.pop(name) for name in names if name in options})
     if made.date is not None:
@@ -59,7 +61,12 @@ def corpus_of(cfg: DictConfig) -> Corpus:
 
     Returns:
         What ``data.corpus`` builds.
+
+    Raises:
+        ValueError: ``data.cache_dir`` is no text.
     """
+    if not isinstance(cfg.data.get("cache_dir"), str | None):
+        raise ValueError(f"data.cache_dir must be a folder, or null, got {cfg.data.cache_dir!r}")
     corpus: Corpus = build(cfg.data.corpus)
     for reason, count in corpus.report.items():
         log.warning("data: %d examples left out: %s", count, reason)

@@ -29,7 +29,7 @@ from winnow.records.provenance import anonymous, provenance
 from winnow.run.assemble import Experiment, assemble, check
 from winnow.run.instantiate import BuildError, blaming, build, plain
 from winnow.run.process import left_as_found
-from winnow.run.rows import rejects_written, settle_date
+from winnow.run.rows import corpus_of, rejects_written, settle_date
 from winnow.run.stages import check_plain
 from winnow.run.startup import check_start
 from winnow.signals import Needs, Signals
@@ -64,7 +64,7 @@ def run(cfg: DictConfig) -> Path:
         lightning.seed_everything(cfg.seed, workers=True, verbose=False)
         settle_date(cfg)
         with rejects_written(file.with_name(f"{file.stem}.rejects.jsonl")) as rejects:
-            corpus: Corpus = build(cfg.data.corpus)
+            corpus = corpus_of(cfg)
             table, costs, facts = WAYS[cfg.method](cfg, corpus)
             rejects.append(corpus.rejects)
         name = str(cfg.name) if cfg.method == "selector" else str(cfg.method)
