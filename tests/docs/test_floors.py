@@ -18,6 +18,7 @@ FLOORS = [
     ["products", "data"],
     ["models"],
     ["scorer", "evaluation"],
+    ["parallel"],
     ["selectors", "gates"],
     [""],
     ["offline", "report", "tracking"],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from winnow.products.cost import Work
 from winnow.products.count_sketch import CountSketch
@@ -31,6 +34,7 @@ class Counted(Way):
         # One row more than the pool has: the target's.
         self._sketches = gram.new_zeros(len(gram) + 1, needs.sketch)
         self._targets: set[str] = set()
+        self._rows = slice(None)
 
     def add(self, parcel: Parcel) -> None:
         """Add to the sketches; norms are not taken.
@@ -52,6 +56,7 @@ class Counted(Way):
             ``formed``, and that b is done.
         """
         factor, device = parcel.factor, self._sketches.device
+        self._rows = parcel.rows
         scaled, own = parcel.preconditioner.factor(factor, self.half), self._sketches[:-1][parcel.rows]
         height = factor.shape[0] if factor.shape else 1
         width = max(1, factor.shape[1:].numel())
@@ -63,6 +68,14 @@ class Counted(Way):
             self._targets.add(parcel.name)  # once, however many pieces the candidates arrive in
             self._add_target(parcel, self.sums.needs.alignment - self.half)
         return "formed", True
+
+    def join(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """Take others' sketches beside these; all have the target's.
+
+        Args:
+            gather: from rows of these candidates to those of all.
+        """
+        self._sketches[:-1] = gather(self._sketches[:-1][self._rows])
 
     def finish(self) -> None:
         """K and b of the sketches."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from winnow.gradients.factors.precision import accumulation_dtype
 from winnow.products.cost import Work
@@ -69,6 +72,14 @@ class Products:
         if sums.curvature is not None and parcel.hvp is not None:
             sums.curvature[parcel.rows] += factor.inner(parcel.hvp)
         self.way.add(parcel)
+
+    def join(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """Complete what was stored of some candidates, in one go, by what others have stored of theirs.
+
+        Args:
+            gather: from rows of these candidates to those of all.
+        """
+        self.way.join(gather)
 
     def finish(self) -> Sums:
         """Take K and b from what was summed or stored on the way.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
@@ -48,6 +49,16 @@ class Stored(Way):
                 kept = scaled.rows(slice(None)).flatten(1)
             self._stored[parcel.name].append((parcel.rows, kept))
         return "formed", False
+
+    def join(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """Take what others have kept of their candidates beside these.
+
+        Args:
+            gather: from rows of these candidates to those of all.
+        """
+        for name, ((_, own),) in list(self._stored.items()):
+            whole = gather(own)
+            self._stored[name] = [(slice(0, len(whole)), whole)]
 
     def finish(self) -> None:
         """Multiply every piece by every other."""

@@ -53,3 +53,19 @@ class Sums:
         """
         taken = [self.alignment, self.norms, None if self.gram is None else torch.diagonal(self.gram)]
         return torch.stack([values.isfinite() for values in taken if values is not None]).all(0)
+
+    def first(self, total: int) -> Sums:
+        """Let go of the last candidates.
+
+        Args:
+            total: how many stay.
+
+        Returns:
+            The same sums.
+        """
+        for name in ("alignment", "squares", "curvature"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value[:total])
+        self.gram = None if self.gram is None else self.gram[:total, :total]
+        self.task_alignment = None if self.task_alignment is None else self.task_alignment[:, :total]
+        return self

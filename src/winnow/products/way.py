@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -55,6 +56,14 @@ class Way(ABC):
             self._norms(parcel)
         if self.work is not None:
             self.work.note(kind, arrived, parcel.targets, self.noted, aligned)
+
+    def join(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """Complete what was stored of some candidates by what others have stored of theirs; nothing is by default.
+
+        Args:
+            gather: from rows of these candidates to those of all.
+        """
+        return
 
     def finish(self) -> None:
         """Take K and b from what was stored on the way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,25 @@ from winnow.lm.forward import Forward
 from winnow.lm.hidden import LastHidden, nuclear_norms, pooled
 from winnow.lm.layout import Batch, response_tokens, right_padded
 from winnow.signals import Needs, Signals
+
+
+def facts(needs: Needs, meta: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """What is known of the candidates before any model is run.
+
+    Args:
+        needs: names the facts.
+        meta: facts by name.
+
+    Returns:
+        Those that are asked for.
+
+    Raises:
+        ValueError: one is not given.
+    """
+    missing = [name for name in needs.meta if name not in meta]
+    if missing:
+        raise ValueError(f"the selector needs {', '.join(missing)} of every candidate, which the stream does not give")
+    return {name: list(meta[name]) for name in needs.meta}
 
 
 def forward_signals(

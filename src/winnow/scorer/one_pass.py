@@ -74,7 +74,18 @@ class Update:
                 raise ValueError(f"scoring.update=one_pass is not possible: {reason}; use two_pass or auto")
             self.refuse(reason)
         else:
-            self.held = HeldFactors(self.forward.model, self.trainable, pool)
+            self.held = self.holding(pool)
+
+    def holding(self, pool: Batch) -> HeldFactors:
+        """What holds the factors of a pool.
+
+        Args:
+            pool: the pool that is about to be scored.
+
+        Returns:
+            A holder of nothing so far.
+        """
+        return HeldFactors(self.forward.model, self.trainable, pool)
 
     def refuse(self, reason: str) -> None:
         """Take a second pass from now on, and say so once.
@@ -139,10 +150,25 @@ class Update:
             What was really trained on, and the losses a second pass saw.
         """
         if self.held is None:
-            model, reduction = self.forward.model, self.forward.reduction
-            return weighted_backward(model, pool, selection, reduction, backward, self.micro_batch, self.forward.passes)
+            return self.second_pass(pool, selection, backward)
         self.assign(selection, accumulate=True, pool=pool)
         return selection, torch.full((len(pool["labels"]),), torch.nan, dtype=torch.float32)
+
+    def second_pass(
+        self, pool: Batch, selection: Selection, backward: Callable[[Tensor], None]
+    ) -> tuple[Selection, Float[Tensor, " pool"]]:
+        """Add the gradient to ``.grad`` by running the kept candidates again.
+
+        Args:
+            pool: the pool.
+            selection: kept candidates and their weights.
+            backward: what to call with the loss.
+
+        Returns:
+            What was really trained on, and the losses that were seen.
+        """
+        model, reduction = self.forward.model, self.forward.reduction
+        return weighted_backward(model, pool, selection, reduction, backward, self.micro_batch, self.forward.passes)
 
     def _checked(self, selection: Selection, pool: Batch | None = None) -> HeldFactors:
         if self.held is None:

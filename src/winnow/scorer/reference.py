@@ -93,6 +93,11 @@ class Reference:
         self._loaded: ReferenceModel | ReferenceTable | None = None
 
     @property
+    def by_id(self) -> bool:
+        """Whether losses are looked up, and no model is run."""
+        return self.name is not None and Path(self.name).suffix in TABLES
+
+    @property
     def forward(self) -> Forward | None:
         """The reference model's, once it was asked for; None for a file of losses."""
         return self._loaded.forward if isinstance(self._loaded, ReferenceModel) else None

@@ -20,7 +20,7 @@ from winnow.lm.quiet import quiet
 from winnow.products.mode import Mode
 from winnow.scorer.checks import Checks
 from winnow.scorer.curvature import scored_curvature
-from winnow.scorer.forward import forward_signals
+from winnow.scorer.forward import facts, forward_signals
 from winnow.scorer.meter import Meter
 from winnow.scorer.one_pass import Update
 from winnow.scorer.parameters import choose_parameters, leave_out
@@ -73,6 +73,11 @@ class Scorer:
         ValueError: an argument is out of range, or ``layers`` matches nothing.
     """
 
+    # What runs pools over several processes replaces these.
+    _updating: Callable[..., Update] = Update
+    _passing: Callable[..., PoolPass] = PoolPass
+    _forwarded: Callable[..., Signals] = staticmethod(forward_signals)
+
     def __init__(
         self,
         model: nn.Module,
@@ -98,7 +103,7 @@ class Scorer:
         if on_target_nan not in ("skip", "reuse"):
             raise ValueError(f"on_target_nan must be 'skip' or 'reuse' (scoring.on_target_nan), got {on_target_nan!r}")
         forward = Forward(model, reduction, pack)
-        self._update = Update(forward, update, pool_micro_batch)
+        self._update = self._updating(forward, update, pool_micro_batch)
         self.model = model
         self._unknown: UnknownOptimizer | None = None
         self.geometry: Geometry = IdentityGeometry()  # what P^0 is under any optimizer
@@ -112,7 +117,8 @@ class Scorer:
         if chunk_elements is None:
             chunk_elements = 2**22 if next(model.parameters()).device.type == "cpu" else 2**26
         how = Mode(mode, sketch_dim, sketch_seed, chunk_elements)
-        self._pass = PoolPass(Scope(forward, self.parameters, self.geometry, self.target, how), pool_micro_batch)
+        scope = Scope(forward, self.parameters, self.geometry, self.target, how)
+        self._pass = self._passing(scope, pool_micro_batch)
         self._checks = Checks(self._pass, self._update, layers, verify)
         self.target_reused = False
         """Whether the last call took the stored target gradient because the new one was not finite."""
@@ -178,7 +184,9 @@ class Scorer:
         tokens = response_tokens(pool)
         self.check(needs)
         self.forget()
-        extra = self._beside(pool, needs, meta or {})
+        extra: dict[str, Any] = {"meta": facts(needs, meta or {})}
+        if needs.reference:
+            extra["reference"] = self._referred(pool, (meta or {}).get("id"))
         if not needs.forward:
             return Signals(valid=tokens > 0, tokens=tokens, **extra)
         if needs.backward:
@@ -187,24 +195,15 @@ class Scorer:
             if needs.backward:
                 return replace(self._backward(pool, weighed, needs, tokens), **extra)
             with torch.no_grad():
-                found = forward_signals(self._pass.scope.forward, pool, weighed, needs, self.pool_micro_batch)
-        return replace(found, **extra)
+                forward, size = self._pass.scope.forward, self.pool_micro_batch
+                return replace(self._forwarded(forward, pool, weighed, needs, size), **extra)
 
     def forget(self) -> None:
         """Let go of the last pool: the next update is of one that is not scored."""
         self._pass.scope.target_loss, self.target_reused, self._update.held = None, False, None
 
-    def _beside(self, pool: Batch, needs: Needs, meta: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """Signals that take neither forward nor backward of the model: facts, and losses of the reference."""
-        missing = [name for name in needs.meta if name not in meta]
-        if missing:
-            raise ValueError(
-                f"the selector needs {', '.join(missing)} of every candidate, which the stream does not give"
-            )
-        extra: dict[str, Any] = {"meta": {name: list(meta[name]) for name in needs.meta}}
-        if needs.reference:
-            extra["reference"] = self._reference(pool, meta.get("id"), self.reduction)
-        return extra
+    def _referred(self, pool: Batch, ids: Sequence[str] | None) -> Tensor:
+        return self._reference(pool, ids, self.reduction)
 
     def check(self, needs: Needs) -> None:
         """Refuse, before any pool is scored, needs that cannot be met.

@@ -1,0 +1,49 @@
+"""A process's part of a batch, filled up so that all parts are of one size."""
+
+from __future__ import annotations
+
+import torch
+
+from winnow.lm.batch import TargetBatch
+from winnow.lm.layout import KEYS, Batch
+from winnow.lm.losses import IGNORE
+from winnow.parallel.ranks import Ranks
+
+
+def part_of(batch: Batch, ranks: Ranks) -> Batch:
+    """A process's rows of a batch.
+
+    Args:
+        batch: the whole, right-padded.
+        ranks: the processes.
+
+    Returns:
+        ``ranks.share`` rows; those that are missing are copies of the first one without a response token.
+    """
+    rows = ranks.rows(len(batch["labels"]))
+    own = {key: batch[key][rows] for key in KEYS}
+    missing = ranks.share(len(batch["labels"])) - len(own["labels"])
+    if missing:
+        blank = {key: batch[key][:1].expand(missing, -1) for key in KEYS}
+        blank["labels"] = torch.full_like(blank["labels"], IGNORE)
+        own = {key: torch.cat([own[key], blank[key]]) for key in KEYS}
+    length = max(1, int(own["attention_mask"].sum(1).max()))
+    return {key: value[:, :length] for key, value in own.items()}
+
+
+def target_part(target: TargetBatch, ranks: Ranks) -> TargetBatch:
+    """A process's examples of the target, with their shares of the whole.
+
+    Args:
+        target: the whole.
+        ranks: the processes.
+
+    Returns:
+        ``ranks.share`` examples; those that are missing have no share.
+    """
+    total = len(target.share)
+    rows, missing = ranks.rows(total), ranks.share(total)
+    missing -= rows.stop - rows.start
+    share = torch.cat([target.share[rows], target.share.new_zeros(missing)])
+    task = torch.cat([target.task[rows], target.task.new_zeros(missing)])
+    return TargetBatch(part_of(target.tokens, ranks), share, task)

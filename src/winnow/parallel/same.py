@@ -1,0 +1,71 @@
+"""Silent divergence made impossible: processes compare what they train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from winnow.parallel.ranks import Ranks
+
+FIRST, EVERY = 3, 1000
+"""Compared after each of the first updates, and after every so many."""
+
+
+class Diverged(RuntimeError):
+    """Processes train different parameters, which no later step mends."""
+
+
+def due(updates: int) -> bool:
+    """Whether parameters are compared after an update.
+
+    Args:
+        updates: made so far.
+
+    Returns:
+        True after the first ones and after every thousandth.
+    """
+    return 0 < updates <= FIRST or (updates > 0 and updates % EVERY == 0)
+
+
+def digest(parameters: Mapping[str, nn.Parameter]) -> Tensor:
+    """Two sums over the bits of all numbers, of which the second tells places apart.
+
+    Args:
+        parameters: by name.
+
+    Returns:
+        Two whole numbers, the same for the same bits.
+    """
+    held = list(parameters.values())
+    total = torch.zeros(2, dtype=torch.int64, device=held[0].device if held else None)
+    with torch.no_grad():
+        for number, parameter in enumerate(held):
+            bits = parameter.detach().contiguous().view(torch.uint8).to(torch.int64).flatten()
+            place = torch.arange(1, len(bits) + 1, device=bits.device) % 65521
+            total[0] += bits.sum()
+            total[1] += (number + 1) * (bits * place).sum()
+    return total
+
+
+def check_same(parameters: Mapping[str, nn.Parameter], ranks: Ranks, updates: int) -> None:
+    """Stop where processes hold different parameters.
+
+    Args:
+        parameters: the trained ones that every process holds whole, by name.
+        ranks: the processes.
+        updates: made so far, for the message.
+
+    Raises:
+        Diverged: they differ.
+    """
+    own = digest(parameters).to(ranks.device)
+    whole = ranks.gather(own[None], ranks.size)
+    if not bool((whole == whole[0]).all()):
+        other = [number for number in range(ranks.size) if not torch.equal(whole[number], whole[0])]
+        raise Diverged(
+            f"after update {updates} the trained parameters of process {', '.join(map(str, other))} are not those of "
+            f"process 0: {ranks.size} processes train different models. Something changed parameters or gradients in "
+            "one process alone (a callback, a hook, a random number); every process has to do the same"
+        )

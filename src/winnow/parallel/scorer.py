@@ -1,0 +1,44 @@
+"""The scorer of a pool that several processes share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from winnow.lm.layout import Batch
+from winnow.parallel.forward import gathered_signals
+from winnow.parallel.part import part_of
+from winnow.parallel.pool_pass import ParallelPass
+from winnow.parallel.ranks import Ranks
+from winnow.parallel.update import ParallelUpdate
+from winnow.scorer import Scorer
+
+
+class ParallelScorer(Scorer):
+    """As :class:`winnow.Scorer`, over all processes: each is given the whole pool and runs its own rows of it.
+
+    Signals, selection and the update's gradient are the same everywhere, and those of one process to rounding; with
+    ``mode=sketch`` b is exact, as it is of pools in pieces. Every method is called by all processes in the same order.
+    ``backward`` sums gradients itself: the loss's own backward must not.
+
+    Args:
+        model: this process's copy of the model.
+        optimizer: this process's.
+        ranks: the processes; the whole world if omitted.
+        **options: of :class:`winnow.Scorer`, the same everywhere.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Any, *, ranks: Ranks | None = None, **options: Any) -> None:
+        self.ranks = ranks or Ranks()
+        self._updating = partial(ParallelUpdate, ranks=self.ranks)
+        self._passing = partial(ParallelPass, ranks=self.ranks)
+        self._forwarded = partial(gathered_signals, self.ranks)
+        super().__init__(model, optimizer, **options)
+
+    def _referred(self, pool: Batch, ids: Sequence[str] | None) -> Tensor:
+        if self._reference.by_id:
+            return super()._referred(pool, ids)
+        return self.ranks.gather(super()._referred(part_of(pool, self.ranks), None), len(pool["labels"]))

@@ -1,0 +1,89 @@
+"""The update after a pool that several processes scored: each adds its candidates' part of the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from winnow.lm.forward import Forward
+from winnow.lm.layout import Batch
+from winnow.parallel.held import ParallelHeld, own_of, reached, reduced
+from winnow.parallel.ranks import Ranks
+from winnow.scorer.held import HeldFactors
+from winnow.scorer.one_pass import Update
+from winnow.selection import Selection
+
+
+class ParallelUpdate(Update):
+    """Makes updates of what several processes hold, or run a second time.
+
+    Args:
+        forward: the model as pools are scored.
+        how: ``one_pass`` | ``two_pass`` | ``auto``.
+        micro_batch: candidates that go through the model at a time; None for all.
+        ranks: the processes.
+    """
+
+    def __init__(self, forward: Forward, how: str, micro_batch: int | None, ranks: Ranks) -> None:
+        super().__init__(forward, how, micro_batch)
+        self.ranks = ranks
+
+    def holding(self, pool: Batch) -> HeldFactors:
+        """What holds the factors of a pool.
+
+        Args:
+            pool: the whole pool.
+
+        Returns:
+            A holder of this process's part.
+        """
+        return ParallelHeld(self.forward.model, self.trainable, pool, self.ranks)
+
+    def second_pass(
+        self, pool: Batch, selection: Selection, backward: Callable[[Tensor], None]
+    ) -> tuple[Selection, Float[Tensor, " pool"]]:
+        """Run this process's kept candidates again, and sum the gradients of all.
+
+        A process that keeps nothing adds zeros, so that no other one waits for it.
+
+        Args:
+            pool: the whole pool.
+            selection: of the whole pool.
+            backward: what to call with the loss; it must reduce nothing by itself.
+
+        Returns:
+            What all processes together have trained on, and the losses they saw.
+        """
+        total = len(pool["labels"])
+        before = {name: parameter.grad for name, parameter in self.trainable.items()}
+        for parameter in self.trainable.values():
+            parameter.grad = None
+        own = own_of(selection, self.ranks, total)
+        trained, found = super().second_pass(pool, own, backward)
+        known = torch.zeros(total, dtype=torch.bool)
+        known[trained.index.cpu()] = True
+        report = torch.stack([found.nan_to_num(), found.isfinite().float(), known.float()]).to(self.ranks.device)
+        losses, seen, kept = self.ranks.sum(report).cpu()
+        whole = selection
+        if int(kept.sum()) < len(selection):  # a loss that was not finite: its share goes to all the others
+            there = kept.bool()[selection.index.cpu()].to(selection.index.device)
+            whole = Selection(selection.index[there], selection.weight[there], selection.diagnostics)
+        scale = len(trained) * len(selection) / (max(1, len(own)) * max(1, len(whole)))
+        names = reached(
+            (name for name, held in self.trainable.items() if held.grad is not None), self.trainable, self.ranks
+        )
+        parts = ((name, _times(self.trainable[name].grad, scale)) for name in names)
+        for name, gradient in reduced(parts, self.trainable, self.ranks):
+            self.trainable[name].grad = gradient
+        for name, earlier in before.items():
+            if earlier is not None:
+                now = self.trainable[name].grad
+                self.trainable[name].grad = earlier if now is None else earlier + now
+        return whole, torch.where(seen > 0, losses, torch.nan).to(found.dtype)
+
+
+def _times(gradient: Tensor | None, scale: float) -> Tensor | None:
+    return gradient if gradient is None or scale == 1 else gradient * scale

@@ -1,0 +1,112 @@
+"""Promise 6: one pool over 1, 2 or 4 processes: the same K, b, choices and weights (METHOD.md)."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.parallel import worlds
+from tests.parallel.worlds import CASES, MORE, STEPS
+from winnow.parallel import Diverged, Ranks, check_same
+from winnow.parallel.same import digest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+EXACT = 1e-9
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def run_worlds(out: Path, cases: str) -> Path:
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-W", "ignore", worlds.__file__, str(out), cases]
+    ended = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280)
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What four processes computed, together and in pairs, and one alone."""
+    return run_worlds(tmp_path_factory.mktemp("worlds"), "core")
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the other cases."""
+    return run_worlds(tmp_path_factory.mktemp("worlds"), "more")
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = torch.load(path, weights_only=True)
+    return found
+
+
+def apart(got: Tensor, expected: Tensor) -> float:
+    assert got.shape == expected.shape
+    assert torch.equal(got.isnan(), expected.isnan())
+    got, expected = got.nan_to_num().double(), expected.nan_to_num().double()
+    return float((got - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+def compare(out: Path, name: str, size: int) -> None:
+    alone = read(out / f"{name}-1.pt")
+    assert {"0/index", f"{STEPS - 1}/index"} < set(alone) and any(key.startswith("weights/") for key in alone)
+    for rank in range(size):
+        found = read(out / f"{name}-{size}-{rank}.pt")
+        assert set(found) == set(alone)
+        for step in range(STEPS):
+            assert torch.equal(found[f"{step}/index"], alone[f"{step}/index"]), f"choice of step {step}"
+        worst = {key: off for key, value in alone.items() if (off := apart(found[key], value)) > EXACT}
+        assert not worst
+
+
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name, case in CASES.items() for size in case.sizes])
+def test_many_processes_do_what_one_does(core: Path, name: str, size: int) -> None:
+    compare(core, name, size)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name, case in MORE.items() for size in case.sizes])
+def test_many_processes_do_what_one_does_in_other_ways(more: Path, name: str, size: int) -> None:
+    compare(more, name, size)
+
+
+def test_every_process_holds_the_same_bits(core: Path) -> None:
+    first, *others = [read(core / f"filter_weight-full-adamw-4-{rank}.pt") for rank in range(4)]
+    assert all(torch.equal(other[key].nan_to_num(), first[key].nan_to_num()) for other in others for key in first)
+
+
+def test_gradients_in_bf16_on_the_wire_cost_less(core: Path) -> None:
+    found, alone = read(core / "bf16-4-0.pt"), read(core / "filter_weight-lora-adamw-1.pt")
+    assert 1e-6 < apart(found["0/K"], alone["0/K"]) < 2e-2
+    assert apart(found["0/b"], alone["0/b"]) < 2e-2
+    exact, halved = found["bytes"].tolist()
+    assert 0.2 < halved / exact < 0.7
+
+
+class Two(Ranks):
+    """Two processes, of which the other says what it is told to."""
+
+    def __init__(self, other: Tensor) -> None:
+        self.rank, self.size, self.device, self.other = 0, 2, torch.device("cpu"), other
+
+    def gather(self, own: Tensor, total: int) -> Tensor:
+        return torch.cat([own, self.other])
+
+
+def test_processes_that_train_different_models_are_stopped() -> None:
+    one = {"a": torch.nn.Parameter(torch.arange(6.0)), "b": torch.nn.Parameter(torch.ones(2))}
+    check_same(one, Two(digest(one)[None]), 1)
+    swapped = {"a": torch.nn.Parameter(torch.arange(6.0).flip(0)), "b": one["b"]}
+    with pytest.raises(Diverged, match="after update 1 the trained parameters of process 1 are not those of process 0"):
+        check_same(one, Two(digest(swapped)[None]), 1)

@@ -1,0 +1,169 @@
+"""Four steps of selection by one process, by two and by four: ``python worlds.py OUT core``."""
+
+import multiprocessing
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests' own models
+
+from tests.families import build, double, ragged
+from winnow.parallel import ParallelScorer, Ranks
+from winnow.scorer import Scorer
+from winnow.selectors import DataShapley, Embedding, FilterWeight, GradNorm, Greats, Less, MaxLoss, Opus
+from winnow.signals import Needs
+
+STEPS, POOL, TARGET, KEPT = 4, 14, 5, 5  # neither divides by four
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way of selecting and updating."""
+
+    selector: Any
+    lora: bool = True
+    optimizer: str = "adamw"
+    update: str = "one_pass"
+    family: str = "llama"
+    options: tuple[tuple[str, Any], ...] = ()
+    sizes: tuple[int, ...] = (2,)
+
+    def model(self) -> nn.Module:
+        model = build(self.family, lora=self.lora)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return model
+
+    def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(trained, lr=0.02, momentum=0.5)
+        if self.optimizer == "muon":
+            return torch.optim.Muon([one for one in trained if one.ndim == 2], lr=0.02)
+        if self.optimizer == "adafactor":
+            return torch.optim.Adafactor(trained, lr=0.02)
+        return torch.optim.AdamW(trained, lr=0.02, betas=(0.8, 0.9), eps=1e-4)
+
+
+WEIGH = FilterWeight(filter_size=KEPT)
+CASES: dict[str, Case] = {
+    "filter_weight-lora-adamw": Case(WEIGH, sizes=(2, 4)),
+    "filter_weight-full-adamw": Case(WEIGH, lora=False, sizes=(2, 4)),
+    "filter_weight-full-sgd": Case(WEIGH, lora=False, optimizer="sgd", sizes=(2, 4)),
+    "filter_weight-two_pass": Case(WEIGH, update="two_pass", sizes=(2, 4)),
+    "filter_weight-muon": Case(WEIGH, optimizer="muon"),
+    "greats-lora-adamw": Case(Greats(filter_size=KEPT), sizes=(2, 4)),
+    "max_loss-lora-adamw": Case(MaxLoss(filter_size=KEPT), update="two_pass", sizes=(2, 4)),
+    "opus-lora-adamw": Case(Opus(filter_size=KEPT, sketch=512)),
+    "sketched-lora-sgd": Case(
+        WEIGH, optimizer="sgd", update="two_pass", options=(("mode", "sketch"), ("sketch_dim", 4))
+    ),
+}
+"""What every run of the tests goes through."""
+MORE: dict[str, Case] = {
+    "filter_weight-lora-sgd": Case(WEIGH, optimizer="sgd"),
+    "filter_weight-target": Case(FilterWeight(filter_size=KEPT, match="target", momentum=True)),
+    "filter_weight-ema": Case(WEIGH, options=(("target_ema", 0.5), ("every", 2))),
+    "filter_weight-packed": Case(WEIGH, options=(("pack", True),)),
+    "filter_weight-small_chunks": Case(WEIGH, lora=False, options=(("chunk_elements", 200),)),
+    "filter_weight-tied": Case(WEIGH, lora=False, family="qwen3", options=(("layers", ".*"),)),
+    "filter_weight-experts": Case(WEIGH, lora=False, family="mixtral"),
+    "filter_weight-adafactor": Case(WEIGH, lora=False, optimizer="adafactor"),
+    "greats-full-sgd": Case(Greats(filter_size=KEPT), lora=False, optimizer="sgd", update="two_pass"),
+    "max_loss-full-sgd": Case(MaxLoss(filter_size=KEPT), lora=False, optimizer="sgd", update="two_pass"),
+    "grad_norm-lora-adamw": Case(GradNorm(filter_size=KEPT)),
+    "less-lora-adamw": Case(Less(filter_size=KEPT)),
+    "data_shapley-lora-adamw": Case(DataShapley(filter_size=KEPT)),
+    "embedding-lora-adamw": Case(Embedding(filter_size=KEPT), update="two_pass"),
+}
+NOTHING_THERE = 3
+"""At this step the first process's rows are without a response."""
+
+
+def batches(step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Pool and target of a step, ragged."""
+    lengths = [4 + (step * 5 + at * 3) % 9 for at in range(POOL)]
+    pool = ragged(lengths, seed=10 + step)
+    if step == NOTHING_THERE:
+        pool["labels"][: -(-POOL // 4)] = -100
+    target = ragged([5 + (step + at) % 6 for at in range(TARGET)], seed=50 + step)
+    return pool, target
+
+
+def trajectory(case: Case, ranks: Ranks | None) -> dict[str, Tensor]:
+    """Everything the steps computed, by name."""
+    pieces = (("pool_micro_batch", 7),) if ranks is None and ("mode", "sketch") in case.options else ()
+    model, found = case.model(), dict[str, Tensor]()
+    optimizer = case.optimizer_of(model)
+    if case.optimizer == "muon":
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.requires_grad and parameter.ndim == 2)
+    scorer: Scorer
+    options = {"update": case.update, **dict(case.options + pieces)}  # in pieces b is exact beside sketches, too
+    scorer = (
+        Scorer(model, optimizer, **options)
+        if ranks is None
+        else ParallelScorer(model, optimizer, ranks=ranks, **options)
+    )
+    needs: Needs = case.selector.needs
+    for step in range(STEPS):
+        pool, target = batches(step)
+        task = torch.arange(TARGET) % 2
+        weight = torch.linspace(1, 2, TARGET)
+        signals = scorer(pool, target if needs.target else None, needs, weight if needs.target else None,
+                         target_task=task if needs.target else None)  # fmt: skip
+        selection = case.selector(signals, torch.Generator().manual_seed(step))
+        trained, losses = scorer.backward(pool, selection)
+        optimizer.step()
+        optimizer.zero_grad()
+        values = {"K": signals.gram, "b": signals.alignment, "losses": signals.losses, "norms": signals.norms}
+        values |= {"valid": signals.valid.double(), "index": trained.index.double(), "weight": trained.weight.double()}
+        values |= {"tasks": signals.task_alignment, "task_norms": signals.task_norms, "seen": losses.nan_to_num()}
+        found |= {f"{step}/{name}": value for name, value in values.items() if value is not None}
+    return found | {f"weights/{name}": held.detach() for name, held in model.named_parameters() if held.requires_grad}
+
+
+def main(out: Path, rank: int | None, cases: dict[str, Case]) -> None:
+    """Run the cases of four together, and those of two half by the first pair and half by the second."""
+    if rank is None:
+        for name, case in cases.items():
+            torch.save(trajectory(case, None), out / f"{name}-1.pt")
+        return
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "WORLD_SIZE": "4"}
+    dist.init_process_group("gloo")
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    pair, four = Ranks(group=pairs[rank // 2]), Ranks()
+    for number, (name, case) in enumerate(cases.items()):
+        if number % 2 == rank // 2:
+            torch.save(trajectory(case, pair), out / f"{name}-2-{rank % 2}.pt")
+    for name, case in cases.items():
+        if 4 in case.sizes:
+            torch.save(trajectory(case, four), out / f"{name}-4-{rank}.pt")
+    first = next(iter(cases))
+    before, wire = four.bytes, Ranks("bf16")
+    trajectory(cases[first], four)
+    bf16 = trajectory(cases[first], wire)
+    bf16["bytes"] = torch.tensor([four.bytes - before, wire.bytes])
+    torch.save(bf16, out / f"bf16-4-{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    folder, named = Path(sys.argv[1]), {"core": CASES, "more": MORE}[sys.argv[2]]
+    # Forked, so that what takes the time, importing, is done once.
+    started = [
+        multiprocessing.get_context("fork").Process(target=main, args=(folder, who, named)) for who in (*range(4), None)
+    ]
+    with double():
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+    sys.exit(max(abs(process.exitcode or 0) for process in started))
