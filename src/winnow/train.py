@@ -5,6 +5,7 @@ It is what ``train.py`` is, with the configuration that was installed with the p
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -43,7 +44,12 @@ def train(cfg: DictConfig) -> float | None:
 
 
 def command() -> None:
-    """Train as the command line says."""
+    """Train as the command line says; as one of several processes, as the first of them does."""
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) > 0:
+        from winnow.run.member import command as take_part
+
+        take_part()
+        return
     main(train, config_dir=conf_dir(), config_name="train")
 
 

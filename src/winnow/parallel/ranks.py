@@ -26,9 +26,7 @@ class Ranks:
     """
 
     def __init__(self, wire: str | None = None, group: Any = None) -> None:
-        if wire is not None and wire not in WIRES:
-            raise ValueError(f"parallel.wire must be fp32, bf16 or null for the gradients' own; got {wire!r}")
-        self.wire = None if wire is None else WIRES[wire]
+        self.send_in(wire)
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         device = "cpu" if "gloo" in dist.get_backend(group) else f"cuda:{torch.cuda.current_device()}"
@@ -49,6 +47,19 @@ class Ranks:
             All processes of the world.
         """
         return cls(wire, dist.new_group(timeout=timedelta(seconds=seconds)))
+
+    def send_in(self, wire: str | None) -> None:
+        """Choose the precision per-example gradients are sent in.
+
+        Args:
+            wire: as of the class.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if wire is not None and wire not in WIRES:
+            raise ValueError(f"parallel.wire must be fp32, bf16 or null for the gradients' own; got {wire!r}")
+        self.wire = None if wire is None else WIRES[wire]
 
     def share(self, total: int) -> int:
         """Rows of a batch that a process takes; the last ones may have fewer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -30,6 +31,8 @@ class ParallelScorer(Scorer):
         ranks: the processes; the whole world if omitted.
         **options: of :class:`winnow.Scorer`, the same everywhere.
     """
+
+    __signature__ = inspect.signature(Scorer)  # the options' kinds, for whoever checks them
 
     def __init__(self, model: nn.Module, optimizer: Any, *, ranks: Ranks | None = None, **options: Any) -> None:
         self.ranks = ranks or Ranks()

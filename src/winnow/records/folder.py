@@ -34,6 +34,8 @@ ADDED: dict[str, Any] = {
     "data.corpus.on_bad_row": "error",
     "data.corpus.cache_dir": "outputs/cache",
     "logger.id": None,
+    "parallel.wire": None,
+    "parallel.timeout": 30,
     "scoring.period": 1,
     "scoring.between": "uniform",
     **{f"scoring.{name}": None for name in ("max_tokens", "precision", "proxy")},

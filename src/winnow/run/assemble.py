@@ -17,12 +17,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from winnow.callbacks import AtomicCheckpointIO, Records
 from winnow.data import Corpus, SelectionDataModule
 from winnow.data.groups import groups
 from winnow.models import LanguageModel
+from winnow.parallel import Ranks
 from winnow.records.checkpoint import check_fits, read_checkpoint
 from winnow.records.folder import changes
 from winnow.records.preparation import preparation
@@ -30,6 +32,7 @@ from winnow.records.provenance import anonymous
 from winnow.records.table import TABLES
 from winnow.run.instantiate import BuildError, build, build_all, check_numbers, plain
 from winnow.run.language import language_of
+from winnow.run.processes import Group, devices, unwritten
 from winnow.run.rows import corpus_of, datamodule
 from winnow.run.stages import gate_of, intake_of, limits_of, schedule_of, scorer_options
 from winnow.run.startup import check_callbacks, check_start
@@ -40,6 +43,7 @@ from winnow.selectors.base import Selector, check_filter_size
 from winnow.training.module import SelectionModule
 from winnow.training.precision import check_precision
 from winnow.training.stopping import Stop
+from winnow.training.together import Together
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +72,7 @@ class Parts:
     """What a run holds open; filled in one after the other, so that a failure closes what there is."""
 
     experiment: Experiment = field(init=False)
+    group: Group | None = None
     records: Records | None = None
     logger: Logger | None = None
     preparation: dict[str, Any] | None = None
@@ -112,6 +117,7 @@ def assemble(
     trainer: Mapping[str, Any],
     scorer: Mapping[str, Any] | None = None,
     trains: bool = True,
+    ranks: Ranks | None = None,
 ) -> Experiment:
     """Build model, data, selector, module and trainer, and refuse here whatever would be refused later.
 
@@ -121,6 +127,7 @@ def assemble(
         trainer: arguments of the trainer beside the configuration's.
         scorer: arguments of the scorer in place of the configuration's.
         trains: False leaves out what only training needs, and puts the model where the trainer would.
+        ranks: the processes that share every pool; None for one.
 
     Returns:
         The experiment, prepared as a fit would.
@@ -136,7 +143,7 @@ def assemble(
         names = ("clip_norm", "max_idle_steps", "pools_per_update", "record_tasks")
         limits = limits_of(cfg)
         more = {"scheduler": schedule_of(cfg, data.steps.steps, limits), **{name: cfg[name] for name in names}}
-        more |= {"intake": intake_of(cfg, gate, language), "limits": limits}
+        more |= {"intake": intake_of(cfg, gate, language, ranks), "limits": limits}
     built = build(cfg.trainer, **trainer)
     model = language.model
     if not trains:
@@ -144,11 +151,12 @@ def assemble(
     module = SelectionModule(
         model,
         selector=selector,
-        scorer=partial(build(scorer_options(cfg)), **(scorer or {})),
+        scorer=partial(build(scorer_options(cfg, ranks)), **(scorer or {})),
         optimizer=build(cfg.optimizer),
         seed=cfg.seed,
         **more,
     )
+    module.together = Together(ranks)
     return Experiment(language, data, module, built, module.prepare(built))
 
 
@@ -166,17 +174,20 @@ def equip(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     check_precision(cfg.trainer.get("precision"))
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     parts.preparation = preparation(prepared_by(cfg))
-    callbacks = build_all(cfg.get("callbacks"))
-    logger = logger_of(cfg)
+    first = parts.group is None or parts.group.place.rank == 0
+    callbacks = build_all(cfg.get("callbacks") if first else unwritten(cfg.get("callbacks")))
+    logger = logger_of(cfg) if first else None
     parts.experiment = assemble(
         cfg,
         trainer={
             "callbacks": list(callbacks.values()),
             "logger": logger or False,
-            "plugins": [AtomicCheckpointIO()],
+            "plugins": [AtomicCheckpointIO(), LightningEnvironment()],  # Slurm's would requeue by itself, midway
+            **devices(cfg.trainer, parts.group),
             "default_root_dir": str(folder),
             "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks.values()),
         },
+        ranks=None if parts.group is None else parts.group.ranks,
     )
     _check_watching(cfg, callbacks, parts.experiment.data)
     if isinstance(callbacks.get("records"), Records):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loggers import WandbLogger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from winnow.callbacks import Records
 from winnow.evaluation import evaluate
@@ -27,6 +27,7 @@ from winnow.run.allocator import keep_freed_memory
 from winnow.run.assemble import Parts, equip, given, in_sweep
 from winnow.run.instantiate import BuildError, blaming, plain
 from winnow.run.process import left_as_found
+from winnow.run.processes import Group, asked, check_alone, together
 from winnow.run.rows import REJECTS, rejects_written, settle_date
 from winnow.run.stages import lift_steps
 from winnow.run.startup import check_resumed
@@ -82,17 +83,25 @@ def _in_folder(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             cfg.ckpt_path = earlier
     write_json(folder / "config.json", config)
     write_json(folder / "provenance.json", provenance())
-    return _recorded(cfg, folder)
+    with blaming(""):
+        count = asked(cfg.trainer)
+        check_alone(count, in_sweep())
+    with together(count, folder, cfg.parallel.wire, cfg.parallel.timeout) as group:
+        if group is not None:
+            group.ranks.everywhere(OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
+        return _recorded(cfg, folder, group)
 
 
-def _recorded(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+def _recorded(cfg: DictConfig, folder: Path, group: Group | None = None) -> dict[str, Any]:
     """The run's summary; how it ended is in its status and in its logger, and only then on the screen."""
-    status, parts = Status(folder), Parts()
+    status, parts = Status(folder), Parts(group=group)
     with left_as_found(), handled(parts.stop):
         try:
             with blaming(""), rejects_written(folder / REJECTS) as rejects:
                 equip(cfg, folder, parts)
                 rejects.append(parts.experiment.data.corpus.rejects)
+            if group is not None:
+                group.first("equipped")
             summary = _execute(cfg, folder, parts)
         except BaseException as error:
             known = [folder / "checkpoints" / "last.ckpt", *([Path(cfg.ckpt_path)] if cfg.ckpt_path else [])]
@@ -125,6 +134,8 @@ def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     model, module = parts.experiment.language.model, parts.experiment.module
     summary: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed, "before": _measure(cfg, parts)}
     log.info("%s: %d trainable parameters", cfg.name, sum(p.numel() for p in module.parameters() if p.requires_grad))
+    if parts.group is not None:
+        parts.group.first("measured")
     trained = _fit(parts, cfg.ckpt_path)
     summary["after"] = _measure(cfg, parts) if trained else summary["before"]
     summary["budget"] = module.budget.state_dict()
@@ -145,6 +156,20 @@ def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
         spent = {f"preparation/{name}": (parts.preparation or {})[name] for name in SPENT} if parts.preparation else {}
         parts.logger.log_metrics({**before, **after, **spent, **module.budget.metrics()})
     return summary
+
+
+def train_part(cfg: DictConfig, parts: Parts) -> None:
+    """What a process that is not the first does of a run: train, once the first one is ready to.
+
+    Args:
+        cfg: the composed configuration.
+        parts: takes what there is; its group is given.
+    """
+    assert parts.group is not None
+    parts.group.first("equipped")  # what is read, checked and downloaded is so once
+    equip(cfg, Path(cfg.out), parts)
+    parts.group.first("measured")
+    _fit(parts, cfg.ckpt_path)
 
 
 def _measure(cfg: DictConfig, parts: Parts) -> dict[str, float]:

@@ -26,6 +26,8 @@ def left_as_found() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
             warnings.filterwarnings("ignore", message=r".*does not have many workers")
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+            # Every process measures all of the validation split, so there is nothing to gather.
+            warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\(.*sync_dist=True")
             # Not so: the datamodule is told where it was.
             warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before")
             # A run that goes on in another folder, or without a callback, does so on purpose.

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from winnow.data.steps import Raw
 from winnow.gates import Cadence, Draw, Embedded, Gate
 from winnow.models import LanguageModel
+from winnow.parallel import Ranks
 from winnow.run.instantiate import BuildError, blaming, build, check_numbers, plain
 from winnow.run.schedule import LENGTH, WARMUP, following, planned_updates, schedule_arguments
 from winnow.scorer import Scorer
@@ -30,20 +31,28 @@ DRAWS = 4
 """Pools in a draw where ``data.draw_size`` does not say."""
 
 
-def scorer_options(cfg: DictConfig) -> DictConfig:
+def scorer_options(cfg: DictConfig, ranks: Ranks | None = None) -> DictConfig:
     """The part of ``scoring`` that the scorer takes.
 
     Args:
         cfg: the composed configuration.
+        ranks: the processes that share every pool; None for one.
 
     Returns:
-        The same node without ``PACE``.
+        The same node without ``PACE``; over several processes, of the scorer that knows of them.
+
+    Raises:
+        ValueError: there are several processes, and ``scoring._target_`` is a scorer of one.
     """
     node = cast(DictConfig, cfg.scoring.copy())
     node._set_parent(cfg)
     with open_dict(node):
         for name in PACE:
             node.pop(name, None)
+        if ranks is not None and node._target_ not in ("winnow.scorer.Scorer", "winnow.Scorer"):
+            raise ValueError(f"scoring._target_={node._target_} scores in one process, and there are {ranks.size}")
+        if ranks is not None:
+            node._target_ = "winnow.parallel.ParallelScorer"
     return node
 
 
@@ -86,13 +95,14 @@ def gate_of(cfg: DictConfig, language: LanguageModel) -> Gate | None:
     return gate
 
 
-def intake_of(cfg: DictConfig, gate: Gate | None, language: LanguageModel) -> Intake:
+def intake_of(cfg: DictConfig, gate: Gate | None, language: LanguageModel, ranks: Ranks | None = None) -> Intake:
     """Gate and cadence, and how pools are scored.
 
     Args:
         cfg: the composed configuration.
         gate: from :func:`gate_of`.
         language: the model that is trained.
+        ranks: the processes that share every pool; None for one.
 
     Returns:
         What a step takes up.
@@ -100,17 +110,17 @@ def intake_of(cfg: DictConfig, gate: Gate | None, language: LanguageModel) -> In
     options = {name: cfg.scoring.get(name) for name in PACE}
     with blaming("scoring"):
         check_numbers(Cheaper, {"max_tokens": options["max_tokens"]}, "scoring")
-        proxy = None if options["proxy"] is None else _proxy(cfg, str(options["proxy"]), language)
+        proxy = None if options["proxy"] is None else _proxy(cfg, str(options["proxy"]), language, ranks)
         cheaper = Cheaper(options["max_tokens"], options["precision"], proxy)
         period = 1 if options["period"] is None else options["period"]
         return Intake(gate, Cadence(period), str(options["between"] or "uniform"), cheaper)
 
 
-def _proxy(cfg: DictConfig, name: str, language: LanguageModel) -> Scorer:
+def _proxy(cfg: DictConfig, name: str, language: LanguageModel, ranks: Ranks | None) -> Scorer:
     """The scorer of ``scoring.proxy``, a model's folder or Hugging Face name."""
     other = load_second(name, language.model, "scoring.proxy")
     options = {key: value for key, value in plain(scorer_options(cfg)).items() if key in PROXIED}
-    return proxy_scorer(language.model, other, **options)
+    return proxy_scorer(language.model, other, ranks, **options)
 
 
 def raw_of(cfg: DictConfig, gate: Gate | None) -> Raw | None:

@@ -20,7 +20,7 @@ REPLACED: dict[str, tuple[tuple[Any, ...], str]] = {
     "limit_test_batches": ((None, 1.0), "use evaluation.nll_limit=N and evaluation.accuracy_limit=N"),
     "limit_predict_batches": ((None, 1.0), "leave it out, nothing is predicted"),
     "reload_dataloaders_every_n_epochs": ((0, None), "the order of the stream is drawn anew at every epoch as it is"),
-    "num_nodes": ((1, None), "one process is what there is: use -m with a launcher for several jobs"),
+    "num_nodes": ((1, None), "start it on every machine with torchrun or srun, which say how many there are"),
     "sync_batchnorm": ((False, None), "one process is what there is: leave it out"),
     "barebones": ((False, None), "it would switch off checkpoints and records"),
     "inference_mode": ((True, None), "leave it as it is"),
@@ -39,6 +39,15 @@ PASSED_ON = {
     "detect_anomaly", "enable_autolog_hparams",
 }  # fmt: skip
 """What Lightning does, as it does it; some of them within a range."""
+STRATEGIES = ("auto", "single_device", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+OTHERS = {
+    "spawn": "its processes give back weights and no counters: use ddp, which starts them as commands",
+    "fork": "its processes give back weights and no counters: use ddp, which starts them as commands",
+    "notebook": "its processes give back weights and no counters: use ddp, from the command line",
+    "deepspeed": "it keeps gradients where a selection's cannot be put: use ddp",
+    "fsdp": "Lightning's first FSDP keeps parameters flat, so that no row is anybody's: use ddp",
+    "": "use ddp, which trainer.devices=N implies, or leave it out",
+}
 PRECISIONS = (None, "32-true", "bf16-mixed", "bf16-true", "64-true", "32", "64", "bf16")
 LEAST = {"min_steps": 0, "min_epochs": 0, "log_every_n_steps": 0, "num_sanity_val_steps": -1}
 
@@ -79,11 +88,9 @@ def _check_names(trainer: Mapping[str, Any]) -> None:
 
 def _check_device(trainer: Mapping[str, Any]) -> None:
     strategy, accelerator = trainer.get("strategy"), trainer.get("accelerator")
-    if isinstance(strategy, str) and strategy not in ("auto", "single_device"):
-        raise ValueError(
-            f"trainer.strategy={strategy} is for several processes, and one is what there is: leave it out, and run "
-            "several jobs with -m and a launcher"
-        )
+    if isinstance(strategy, str) and strategy not in STRATEGIES:
+        remedy = next((text for word, text in OTHERS.items() if word in strategy), OTHERS[""])
+        raise ValueError(f"trainer.strategy={strategy}: {remedy}")
     found = torch.cuda.is_available() or (accelerator == "gpu" and torch.backends.mps.is_available())
     if accelerator in ("gpu", "cuda") and not found:
         raise ValueError(f"trainer.accelerator={accelerator}, and torch finds no GPU here: use trainer=cpu")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from time import perf_counter
 from typing import Any
 
-from winnow.lm.passes import FORWARD, Pass
 from winnow.scorer.flops import Flops
 
 PHASES = ("gate", "features", "selecting", "scoring", "updating", "loading")
@@ -38,6 +36,7 @@ class Budget:
         flops_products: of K, b, norms and the target's gradient.
         flops_optimizer: of the optimizer's matrix products.
         flops_evaluation: of measuring the target in between, which counts for no budget.
+        bytes: sent to other processes by the first one.
         seconds: spent in steps: in the gate, scoring and selecting, and updating.
         seconds_selecting: of these, spent scoring and selecting.
         seconds_scoring: of these, scoring alone.
@@ -67,6 +66,7 @@ class Budget:
     flops_products: float = 0.0
     flops_optimizer: float = 0.0
     flops_evaluation: float = 0.0
+    bytes: int = 0
     seconds: float = 0.0
     seconds_selecting: float = 0.0
     seconds_scoring: float = 0.0
@@ -115,18 +115,19 @@ class Budget:
         """
         self._mark = perf_counter() if waiting else None
 
-    def spend(self, flops: Flops, passes: Sequence[Pass]) -> None:
+    def spend(self, flops: Flops, forwarded: int, backwarded: int) -> None:
         """Count what went through the model.
 
         Args:
             flops: what it cost.
-            passes: what it was.
+            forwarded: tokens that went through it.
+            backwarded: of these, those that went back.
         """
         for part in fields(Flops):
             name = f"flops_{part.name}"
             setattr(self, name, getattr(self, name) + getattr(flops, part.name))
-        self.tokens_forwarded += sum(one.tokens for one in passes)
-        self.tokens_backwarded += sum(one.tokens for one in passes if one.kind != FORWARD)
+        self.tokens_forwarded += forwarded
+        self.tokens_backwarded += backwarded
 
     def step(
         self,
@@ -181,6 +182,8 @@ class Budget:
             ``time/tokens_per_second``, the response tokens of the last pool over the seconds its step took.
         """
         counts = {f"budget/{k}": float(v) for k, v in asdict(self).items() if not k.startswith("seconds")}
+        if not self.bytes:  # of a single process, which has nobody to send to
+            del counts["budget/bytes"]
         tokens, spent = self._last
         return {
             **counts,

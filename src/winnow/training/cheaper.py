@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from winnow.lm.crop import cropped
 from winnow.lm.layout import Batch, response_tokens
+from winnow.parallel import ParallelScorer, Ranks
 from winnow.scorer import Scorer
 from winnow.scorer.reference import check_same_vocabulary
 from winnow.signals import Needs, Signals
@@ -121,12 +122,13 @@ class Cheaper:
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def proxy_scorer(model: nn.Module, proxy: nn.Module, **options: object) -> Scorer:
+def proxy_scorer(model: nn.Module, proxy: nn.Module, ranks: Ranks | None = None, **options: object) -> Scorer:
     """A scorer of a smaller model that is not trained, in plain gradients.
 
     Args:
         model: the model that is trained, for its vocabulary.
         proxy: the smaller one.
+        ranks: the processes that share every pool; None for one.
         **options: of the scorer.
 
     Returns:
@@ -137,4 +139,7 @@ def proxy_scorer(model: nn.Module, proxy: nn.Module, **options: object) -> Score
     """
     check_same_vocabulary(model, proxy, "scoring.proxy")
     optimizer = torch.optim.SGD(proxy.parameters())
-    return Scorer(proxy, optimizer, **options | {"geometry": "identity"})  # type: ignore[arg-type]
+    options |= {"geometry": "identity"}
+    if ranks is not None:
+        return ParallelScorer(proxy, optimizer, ranks=ranks, **options)
+    return Scorer(proxy, optimizer, **options)  # type: ignore[arg-type]

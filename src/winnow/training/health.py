@@ -30,9 +30,8 @@ def check_start(model: nn.Module, precision: object, processes: int) -> None:
         raise NotFinite(f"parameter {broken} is not finite before the first update: the weights are damaged")
     if processes > 1:
         raise ValueError(
-            f"{processes} processes: selection over a pool split among processes is not "
-            "implemented; use trainer.devices=1, and for several devices several jobs at a time: -m with "
-            "hydra/launcher=joblib or submitit_local, a process per job"
+            f"{processes} processes, and a scorer that knows of one: over several processes pools are shared by "
+            "winnow.parallel.ParallelScorer, which train.py takes by itself (trainer.devices=N, or torchrun)"
         )
 
 

@@ -29,9 +29,10 @@ from winnow.training.health import check_losses, check_parameters, check_start
 from winnow.training.idle import Idle
 from winnow.training.intake import Intake, Taken, filled
 from winnow.training.limits import Limits
-from winnow.training.record import StepRecord, step_counts, step_metrics
+from winnow.training.record import StepRecord, step_counts, step_metrics, update_loss
 from winnow.training.state import Memory
 from winnow.training.stopping import Stop
+from winnow.training.together import Together
 from winnow.training.validation import TargetNLL
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class SelectionModule(lightning.LightningModule):
         self.intake.check(selector)
         self._choose = Chooser(selector, self.intake, seed, record_tasks)
         self._memory = Memory(selector, self.budget, self.idle, self.accumulated, self.intake)
+        self.together = Together()
         self.stop = Stop()
         """A stop that was asked for, which is obeyed between two pools."""
         self.stage = ""
@@ -138,11 +140,11 @@ class SelectionModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse what would be silently wrong: see :func:`winnow.training.health.check_start`."""
-        check_start(self.model, self.trainer.precision, self.trainer.world_size)
+        check_start(self.model, self.trainer.precision, self.together.strangers(self.trainer.world_size))
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Score the pool and select from it, unless a stop was asked for; the choice is kept for ``training_step``."""
-        self.stop.obey()
+        self.together.obey(self.stop)
         self.stage = "scoring"
         self.budget.start()
         taken = self._take_up(batch)
@@ -178,7 +180,7 @@ class SelectionModule(lightning.LightningModule):
             check_losses(self.model, with_losses(self.scorer, signals, pool), step, rate)
         self.idle.count(signals, selection, chosen)
         for scorer in self.intake.cheaper.scorers(self.scorer):
-            self.budget.spend(*scorer.meter.take(updated and scorer is self.scorer))
+            self.together.spend(self.budget, *scorer.meter.take(updated and scorer is self.scorer))
         counts = step_counts(taken, signals, selection, chosen, self._choose.needs, batch.get("target"))
         self.budget.step(updated=updated, **counts)
         metrics = step_metrics(loss, rate, signals, selection, self.budget.metrics() | gate, self.scorer.target_loss)
@@ -255,7 +257,7 @@ class SelectionModule(lightning.LightningModule):
 
     @property
     def _spent(self) -> bool:
-        return self.limits.any and self.limits.share(self.budget) >= 1
+        return self.limits.any and self.together.any(self.limits.share(self.budget) >= 1)
 
     def _train(self, pool: Batch, selection: Selection, losses: Tensor) -> tuple[float, Selection, bool]:
         """Gradient of a pool's choice and, where one is due, the optimizer's step.
@@ -263,7 +265,7 @@ class SelectionModule(lightning.LightningModule):
         Fills in the losses it learns of. Gives the loss, what was really trained on, and whether a step was made.
         """
         with forked_rng(self.device, step_seed(self.seed, self.budget.steps, DROPOUT)):
-            selection, found = self.scorer.backward(pool, selection, self.manual_backward)
+            selection, found = self.scorer.backward(pool, selection, self.together.backward(self.manual_backward))
         losses[found.isfinite()] = found[found.isfinite()]
         trained = self._trained
         alone = self.accumulated.pools == 1
@@ -272,9 +274,7 @@ class SelectionModule(lightning.LightningModule):
             log.warning("pool %d: the gradient of the update is not finite; no update", self.budget.steps)
             self._optimizer.zero_grad()
             selection = Selection(selection.index[:0], selection.weight[:0], {"update_not_finite": 1.0})
-        loss = float("nan")
-        if len(selection):
-            loss = float((losses[selection.index.cpu()] * selection.weight.cpu()).sum()) / len(selection)
+        loss = update_loss(losses, selection)
         if alone:
             return loss, selection, self._step(len(selection) > 0)
         self.accumulated.seen += 1
@@ -298,6 +298,7 @@ class SelectionModule(lightning.LightningModule):
         if ready:
             self._optimizer.step()
             self._check_parameters(updated=True)
+            self.together.check(self._trained, self.budget.updates + 1)
             self._optimizer.zero_grad()
             schedule = cast(Any, self.lr_schedulers())
             if schedule is not None and not self.limits.follows:

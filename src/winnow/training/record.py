@@ -57,6 +57,21 @@ class StepRecord:
         )
 
 
+def update_loss(losses: Float[Tensor, " pool"], selection: Selection) -> float:
+    """Weighted mean loss of what was trained on.
+
+    Args:
+        losses: of the pool, as far as they are known.
+        selection: what was trained on.
+
+    Returns:
+        NaN for nothing.
+    """
+    if not len(selection):
+        return float("nan")
+    return float((losses[selection.index.cpu()] * selection.weight.cpu()).sum()) / len(selection)
+
+
 def step_metrics(
     loss: float,
     rate: float,

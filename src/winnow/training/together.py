@@ -1,0 +1,102 @@
+"""What several processes agree on between two pools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from winnow.lm.passes import FORWARD, Pass
+from winnow.parallel import Ranks, check_same
+from winnow.parallel.same import due
+from winnow.records.status import Terminated
+from winnow.scorer.flops import Flops
+from winnow.training.budget import Budget
+from winnow.training.stopping import Stop
+
+
+@dataclass
+class Together:
+    """Agreement of the processes of a run; of a single one, nothing but its own word.
+
+    Args:
+        ranks: the processes; None for one.
+    """
+
+    ranks: Ranks | None = None
+    _read: int = 0
+
+    def obey(self, stop: Stop) -> None:
+        """Leave if any process was asked to: all of them do, after the same pool.
+
+        Args:
+            stop: this process's.
+        """
+        if self.ranks is not None and self.ranks.anywhere(stop.asked is not None) and stop.asked is None:
+            stop.asked = Terminated()
+        stop.obey()
+
+    def strangers(self, processes: int) -> int:
+        """Processes that nobody has arranged for.
+
+        Args:
+            processes: that the trainer runs in.
+
+        Returns:
+            One, where these are they.
+        """
+        return processes if self.ranks is None else 1
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process.
+
+        Args:
+            flag: whether it is in this one.
+
+        Returns:
+            The same everywhere.
+        """
+        return flag if self.ranks is None else self.ranks.anywhere(flag)
+
+    def spend(self, budget: Budget, flops: Flops, passes: Sequence[Pass]) -> None:
+        """Count what went through the model, in all processes.
+
+        Args:
+            budget: the counters.
+            flops: what it cost this one.
+            passes: what it was.
+        """
+        forwarded = sum(one.tokens for one in passes)
+        backwarded = sum(one.tokens for one in passes if one.kind != FORWARD)
+        if self.ranks is not None:
+            names = [part.name for part in fields(Flops)]
+            own = [*(getattr(flops, name) for name in names), forwarded, backwarded]
+            whole = self.ranks.sum(torch.tensor(own, dtype=torch.float64, device=self.ranks.device)).tolist()
+            flops = Flops(**dict(zip(names, whole[:-2], strict=True)))
+            forwarded, backwarded = int(whole[-2]), int(whole[-1])
+            budget.bytes += self.ranks.bytes - self._read
+            self._read = self.ranks.bytes
+        budget.spend(flops, forwarded, backwarded)
+
+    def check(self, parameters: Mapping[str, nn.Parameter], updates: int) -> None:
+        """Stop where processes have come apart, after an update at which that is looked at.
+
+        Args:
+            parameters: the trained ones, by name.
+            updates: made so far.
+        """
+        if self.ranks is not None and due(updates):
+            check_same(parameters, self.ranks, updates)
+
+    def backward(self, manual: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+        """What a second pass calls with its loss.
+
+        Args:
+            manual: Lightning's, which over several processes would average gradients that are summed already.
+
+        Returns:
+            It, or autograd's own.
+        """
+        return manual if self.ranks is None else torch.Tensor.backward
