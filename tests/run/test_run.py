@@ -127,7 +127,7 @@ def test_what_a_broken_run_had_is_kept_and_it_says_how_to_go_on(
     status = read("status.json")
     assert status["state"] == ended and ERRORS[error].__name__ in status["error"]
     assert Path(status["ckpt_path"]) == Path("out/checkpoints/last.ckpt")
-    assert "the same command with ckpt_path=" in caplog.text and "last.ckpt" in caplog.records[-1].getMessage()
+    assert "This run can go on from" in caplog.text and "last.ckpt" in caplog.records[-1].getMessage()
     assert pq.read_table("out/ledger.parquet").num_rows == 3 * 8
     assert not Path("out/summary.json").exists()
 

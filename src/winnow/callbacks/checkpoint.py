@@ -60,7 +60,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save now, or after the measurement that follows."""
-        if pl_module.budget.steps % self.every and pl_module.stop.asked is None:
+        if not pl_module.stop.due() and pl_module.budget.steps % self.every:
             return
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None

@@ -81,7 +81,8 @@ class Records(Callback):
         self.history.append(max(pl_module.budget.steps - 1, 0), {**watched, **pl_module.budget.metrics()})
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Bring the ledger's buffered rows to disk before the checkpoint exists."""
+        """Bring all rows to disk before the checkpoint exists."""
+        self.history.sync()
         if self.ledger is not None:
             self.ledger.flush()
 

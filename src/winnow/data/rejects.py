@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from winnow.records.shown import shown
+from winnow.records.strict_json import replacing
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +178,7 @@ class Rejects:
         if not self.listed:
             return
         lines = [json.dumps(one.__dict__, ensure_ascii=True) for one in self.listed]
-        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with replacing(Path(path)) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         more = sum(self.counts.values()) - len(self.listed)
         log.warning("rows that were not used, with place and reason: %s%s", shown(path), f" ({more} more)" * (more > 0))

@@ -17,8 +17,9 @@ from winnow.records.strict_json import to_json
 
 log = logging.getLogger(__name__)
 
-RECORDS = ("metrics.csv", "ledger", "ledger.parquet", "summary.json")
+RECORDS = ("metrics.csv", "ledger", "ledger.parquet", "ledger-resumed.parquet", "summary.json")
 ADDED: dict[str, Any] = {
+    "resume": None,
     "resume_method": "same",
     "model.quantization": None,
     "model.chat_template": None,
@@ -47,6 +48,8 @@ ADDED_OF_FILES = {"data.loss_on": "last", "data.join_turns": True}
 FILES = ("winnow.data.jsonl.jsonl_corpus", "winnow.data.hub.hub_corpus")
 SAME: dict[str, Any] = {"model.attn_implementation": {"sdpa": None}}
 """Values that mean the same: an architecture that has sdpa takes it by itself, and no other ever ran with it."""
+ASIDE = ("resume",)
+"""Options that say how a run is started, and not what it is."""
 
 
 class FolderInUse(ValueError):
@@ -100,7 +103,7 @@ def claim(folder: Path, ckpt_path: str | None) -> None:
 
 
 def earlier_job(folder: Path, config: dict[str, Any]) -> dict[str, Any] | str | None:
-    """What an earlier run of the same job of a sweep left; half a job without a checkpoint is cleared away.
+    """What an earlier run of the same job left; half a job without a checkpoint is cleared away.
 
     Args:
         folder: the job's folder.
@@ -119,8 +122,8 @@ def earlier_job(folder: Path, config: dict[str, Any]) -> dict[str, Any] | str | 
     changed = differences(_read(folder / "config.json"), json.loads(to_json(config)))
     if changed:
         raise FolderInUse(
-            f"{folder} holds a job of another configuration: {'; '.join(changed)}. Run the sweep as it began, or "
-            "choose another folder with hydra.sweep.dir=FOLDER"
+            f"{folder} holds a job of another configuration: {'; '.join(changed)}. Give the command as it began, or "
+            "choose another folder with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
         )
     last = folder / "checkpoints" / "last.ckpt"
     if _state(folder) == "finished":
@@ -141,7 +144,7 @@ def earlier_job(folder: Path, config: dict[str, Any]) -> dict[str, Any] | str | 
 
 
 def differences(recorded: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """Keys in which two configurations differ, wherever their runs' folders lie.
+    """Keys in which two configurations differ, wherever their runs' folders lie and however they were started.
 
     Args:
         recorded: one configuration, as config.json has it.
@@ -160,7 +163,7 @@ def differences(recorded: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     return [
         f"{key} was {before.get(key, 'absent')}, is {after.get(key, 'absent')}"
         for key in {**before, **after}
-        if before.get(key, ...) != after.get(key, ...)
+        if key not in ASIDE and before.get(key, ...) != after.get(key, ...)
     ]
 
 

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from winnow.records.strict_json import replacing
+from winnow.records.strict_json import replacing, sync
 
 
 class History:
@@ -36,6 +36,11 @@ class History:
             self._rewrite(self._rows(), [*(self.columns or ["step"]), *[name for name in new if name != "step"]])
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def sync(self) -> None:
+        """Bring the rows to the disk; a checkpoint that outlasts them would leave a gap."""
+        if self.path.exists():
+            sync(self.path)
 
     def resume(self, old: Path, step: int) -> None:
         """Begin with the rows of an earlier run.

@@ -15,9 +15,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from winnow.records.strict_json import replacing
+from winnow.records.strict_json import UNFINISHED, replacing
 from winnow.selection import Selection
 
+RESUMED = "ledger-resumed.parquet"
+"""Rows that an earlier run left, until they are the first part."""
 FLOATS = pa.list_(pa.float32())
 
 SCHEMA = pa.schema([
@@ -132,6 +134,7 @@ class Ledger:
         """Bring buffered rows to disk as one more part."""
         if self._buffer:
             if not self._parts:
+                (self.folder / RESUMED).unlink(missing_ok=True)
                 self._clear()
             table = pa.Table.from_batches(self._buffer, SCHEMA)
             _write(table, self._part())
@@ -147,8 +150,8 @@ class Ledger:
         """
         rows = read(run).filter(pc.field("step") <= step).combine_chunks()
         self._buffer, self._parts = [], 0
-        # Whole on disk before the old rows go: they may be the same folder's.
-        begun = self.folder / "ledger-resumed.parquet"
+        # Whole on disk before the old rows go, which may be the same folder's; while it is there it is what is read.
+        begun = self.folder / RESUMED
         _write(rows, begun)
         self._clear()
         (self.folder / "ledger").mkdir(parents=True)
@@ -160,14 +163,22 @@ class Ledger:
         self.flush()
         if (self.folder / "ledger").is_dir():
             _write(read(self.folder).combine_chunks(), self.folder / "ledger.parquet")
-            shutil.rmtree(self.folder / "ledger")
+            self._drop_parts()
 
     def _part(self) -> Path:
         return self.folder / "ledger" / f"part-{self._parts:06d}.parquet"
 
     def _clear(self) -> None:
-        shutil.rmtree(self.folder / "ledger", ignore_errors=True)
+        self._drop_parts()
         (self.folder / "ledger.parquet").unlink(missing_ok=True)
+
+    def _drop_parts(self) -> None:
+        """All of them at one stroke: some of them alone would be taken for the whole."""
+        if (self.folder / "ledger").is_dir():
+            aside = self.folder / f"ledger{UNFINISHED}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(self.folder / "ledger", aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _of_gate(gated: Gated | None, size: int) -> list[pa.Array]:
@@ -216,7 +227,8 @@ def read(path: Path) -> pa.Table:
         FileNotFoundError: there is no ledger.
     """
     path = Path(path)
-    files = [path] if path.is_file() else sorted((path / "ledger").glob("part-*.parquet"))
+    whole = [path] if path.is_file() else [one for one in (path / RESUMED,) if one.is_file()]
+    files = whole or sorted((path / "ledger").glob("part-*.parquet"))
     if not files and (path / "ledger.parquet").is_file():
         files = [path / "ledger.parquet"]
     if not files:

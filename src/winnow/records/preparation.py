@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from winnow.records.strict_json import write_json
+from winnow.records.strict_json import replacing, write_json
 
 SPENT = ("examples", "tokens", "seconds")
 log = logging.getLogger(__name__)
@@ -87,11 +86,10 @@ def write_scores(path: Path, table: pd.DataFrame, facts: Mapping[str, Any], cost
         costs: what they cost.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    table.to_parquet(temporary, index=False)
-    # The JSON first: scores without their cost would be taken for a file of the user's own.
-    write_json(beside(path), {**facts, "cost": total([asdict(cost) for cost in costs])})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        table.to_parquet(temporary, index=False)
+        # The JSON first: scores without their cost would be taken for a file of the user's own.
+        write_json(beside(path), {**facts, "cost": total([asdict(cost) for cost in costs])})
 
 
 def preparation(files: Mapping[str, str]) -> dict[str, Any] | None:

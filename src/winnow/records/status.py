@@ -29,7 +29,7 @@ class Status:
         """The run was broken off.
 
         Args:
-            error: by what; a keyboard interrupt counts as interrupted, SIGTERM as terminated.
+            error: by what; a keyboard interrupt counts as interrupted, SIGTERM and SIGUSR1 as terminated.
             resume: a checkpoint it can go on from.
         """
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -47,10 +47,15 @@ TERMINATED = 143  # what shells use for it: 128 + SIGTERM
 
 
 class Terminated(SystemExit):
-    """SIGTERM came; ends the process with code 143."""
+    """A scheduler's signal came; ends the process with code 143, whichever it was.
 
-    def __init__(self) -> None:
+    Args:
+        name: of the signal.
+    """
+
+    def __init__(self, name: str = "SIGTERM") -> None:
         super().__init__(TERMINATED)
+        self.name = name
 
     def __str__(self) -> str:
-        return "SIGTERM"
+        return self.name

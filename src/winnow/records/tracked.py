@@ -34,7 +34,7 @@ class Tracked:
         Args:
             folder: the run's folder.
         """
-        write_json(folder / FILE, asdict(self))
+        write_json(folder / FILE, asdict(self), durable=False)  # in the middle of logging
 
 
 def tracked(folder: Path) -> Tracked | None:

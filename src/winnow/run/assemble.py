@@ -93,6 +93,8 @@ def check(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError("no value for " + ", ".join(missing) + ": give " + " ".join(f"{key}=..." for key in missing))
+    if cfg.get("resume") not in (None, "auto"):
+        raise ValueError(f"resume must be auto or null, got {cfg.resume!r}; a checkpoint is named by ckpt_path=FILE")
     if cfg.get("resume_method", "same") not in ("same", "any"):  # scoring has no such key
         raise ValueError(f"resume_method must be same or any, got {cfg.resume_method!r}")
     chosen = choices_of_groups()
@@ -176,6 +178,8 @@ def equip(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     parts.preparation = preparation(prepared_by(cfg))
     first = parts.group is None or parts.group.place.rank == 0
     callbacks = build_all(cfg.get("callbacks") if first else unwritten(cfg.get("callbacks")))
+    if first and cfg.get("resume") == "auto" and callbacks.get("last") is None:
+        log.warning("resume=auto and callbacks.last=null: nothing is saved, so a run that is stopped begins afresh")
     logger = logger_of(cfg) if first else None
     parts.experiment = assemble(
         cfg,

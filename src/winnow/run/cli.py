@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +18,8 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
+from winnow.run.again import going_on, sweep_name
+from winnow.run.leaving import ended_by_schedulers
 from winnow.run.options import check_name
 
 BAD_USAGE = 2
@@ -39,7 +40,8 @@ def main(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
         config_name: its name.
 
     Raises:
-        SystemExit: with code 2 after the message, 130 after an interrupt, 143 after SIGTERM, 1 where the task fails.
+        SystemExit: with code 2 after the message, 130 after an interrupt, 143 after SIGTERM or SIGUSR1, 1 where the
+            task fails.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the process, as >&- does
@@ -54,8 +56,10 @@ def main(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
             raise SystemExit(BAD_USAGE)
     _name_root(config_dir)
     os.environ["WINNOW_SWEEP"] = sweep_name(sys.argv[1:])
+    sys.argv[1:] = going_on(sys.argv[1:], config_dir, config_name)
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name=config_name)(task)()
+        with ended_by_schedulers():
+            hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name=config_name)(task)()
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 
@@ -77,23 +81,6 @@ def implied(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     at = keys.index(CLASS)
     return [*arguments[:at], "selector=custom", *arguments[at:]]
-
-
-def sweep_name(arguments: Sequence[str]) -> str:
-    """Name of a sweep's folder: the same command has the same one, so that it goes on with what is there.
-
-    Args:
-        arguments: the command line after the program's name.
-
-    Returns:
-        The file of sweeps/, and a digest of the other options, where there are any; how jobs are launched and
-        what else Hydra itself is told is not among them.
-    """
-    options = [one for one in arguments if one not in ("-m", "--multirun") and not one.lstrip("+~").startswith("hydra")]
-    names = [one.removeprefix("sweeps=") for one in options if one.startswith("sweeps=")]
-    rest = [one for one in options if not one.startswith("sweeps=")]
-    digest = [hashlib.sha256("\n".join(rest).encode()).hexdigest()[:8]] if rest else []
-    return "-".join([*(names or ["sweep"]), *digest])
 
 
 def check(arguments: Sequence[str], config_dir: Path, config_name: str) -> list[str]:

@@ -19,20 +19,21 @@ from winnow.records.checkpoint import read_checkpoint
 from winnow.records.folder import FolderInUse, changes, claim, earlier_job, occupied
 from winnow.records.preparation import SPENT
 from winnow.records.provenance import anonymous, provenance
-from winnow.records.status import Status
-from winnow.records.strict_json import write_json
+from winnow.records.status import Status, Terminated
+from winnow.records.strict_json import clear_unfinished, replacing_folder, write_json
 from winnow.report.composition import composition
 from winnow.report.summary import print_summary, show
 from winnow.run.allocator import keep_freed_memory
 from winnow.run.assemble import Parts, equip, given, in_sweep
 from winnow.run.instantiate import BuildError, blaming, plain
+from winnow.run.leaving import way_on
 from winnow.run.process import left_as_found
-from winnow.run.processes import Group, asked, check_alone, together
+from winnow.run.processes import asked, check_alone, together
 from winnow.run.rows import REJECTS, rejects_written, settle_date
 from winnow.run.stages import lift_steps
 from winnow.run.startup import check_resumed
 from winnow.tracking import is_lost, let_go
-from winnow.training.stopping import handled
+from winnow.training.stopping import handled, sole
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def run(cfg: DictConfig) -> float | None:
     """Run one configuration to its end, leaving its records in ``cfg.out``.
 
     A job of a sweep that finished there earlier is skipped, and one that was broken off goes on from its last
-    checkpoint, or begins afresh where there is none.
+    checkpoint, or begins afresh where there is none; so does any run with ``resume=auto``.
 
     Args:
         cfg: the composed configuration (conf/train.yaml).
@@ -51,26 +52,33 @@ def run(cfg: DictConfig) -> float | None:
 
     Raises:
         BuildError: the configuration asks for something that cannot be built, or for a folder in use.
+        Terminated: a scheduler's signal came; the run is saved.
     """
     if not torch.cuda.is_available():
         keep_freed_memory()
     cfg = copy.deepcopy(cfg)
     lift_steps(cfg, given())
+    parts = Parts()
     try:
         with occupied(Path(cfg.out)):
-            return _objective(_in_folder(cfg, Path(cfg.out)))
+            return _objective(_in_folder(cfg, Path(cfg.out), parts))
     except FolderInUse as error:
         raise BuildError(str(error)) from error
+    except Terminated:
+        parts.stop.hand_on()
+        raise
 
 
-def _in_folder(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+def _in_folder(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     """The summary of a run whose folder nobody else writes in."""
     with blaming(""):
         check_resumed(cfg.ckpt_path)
+    clear_unfinished(folder, folder / "checkpoints", folder / "ledger")
+    goes_on = in_sweep() or cfg.get("resume") == "auto"
     began = [Path(cfg.ckpt_path).resolve().parent.parent] if cfg.ckpt_path else []
-    settle_date(cfg, *began, *([folder] if in_sweep() else []))
+    settle_date(cfg, *([folder] if goes_on else []), *began)
     config = anonymous(plain(cfg))
-    if not in_sweep():
+    if not goes_on:
         claim(folder, cfg.ckpt_path)
         changed = changes(cfg.ckpt_path, config) if cfg.ckpt_path else []
         if changed:
@@ -86,22 +94,22 @@ def _in_folder(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     with blaming(""):
         count = asked(cfg.trainer)
         check_alone(count, in_sweep())
-    with together(count, folder, cfg.parallel.wire, cfg.parallel.timeout) as group:
-        if group is not None:
-            group.ranks.everywhere(OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
-        return _recorded(cfg, folder, group)
+    with together(count, folder, cfg.parallel.wire, cfg.parallel.timeout) as parts.group:
+        if parts.group is not None:
+            parts.group.ranks.everywhere(OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
+        return _recorded(cfg, folder, parts)
 
 
-def _recorded(cfg: DictConfig, folder: Path, group: Group | None = None) -> dict[str, Any]:
+def _recorded(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     """The run's summary; how it ended is in its status and in its logger, and only then on the screen."""
-    status, parts = Status(folder), Parts(group=group)
+    status = Status(folder)
     with left_as_found(), handled(parts.stop):
         try:
             with blaming(""), rejects_written(folder / REJECTS) as rejects:
                 equip(cfg, folder, parts)
                 rejects.append(parts.experiment.data.corpus.rejects)
-            if group is not None:
-                group.first("equipped")
+            if parts.group is not None:
+                parts.group.first("equipped")
             summary = _execute(cfg, folder, parts)
         except BaseException as error:
             known = [folder / "checkpoints" / "last.ckpt", *([Path(cfg.ckpt_path)] if cfg.ckpt_path else [])]
@@ -113,11 +121,8 @@ def _recorded(cfg: DictConfig, folder: Path, group: Group | None = None) -> dict
             _close(parts, failed=True)
             if getattr(error, "errno", None) == errno.ENOSPC:
                 log.error("the disk of %s is full: free some of it before the run goes on", folder.resolve())
-            if resume is not None:
-                again = (
-                    "the same sweep command once more" if in_sweep() else f"the same command with ckpt_path={resume}"
-                )
-                log.error("This run can go on: %s", again)
+            if resume is not None or isinstance(error, Terminated | KeyboardInterrupt):
+                log.error("%s", way_on(folder, resume, in_sweep()))
             raise
         _close(parts, failed=False)
         status.finished()
@@ -148,8 +153,9 @@ def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
             summary["composition"] = composition(folder)
     write_json(folder / "summary.json", summary)
     if cfg.export:
-        model.save_pretrained(str(folder / "model"), safe_serialization=True)
-        parts.experiment.language.tokenizer.save_pretrained(folder / "model")
+        with replacing_folder(folder / "model") as temporary:
+            model.save_pretrained(str(temporary), safe_serialization=True)
+            parts.experiment.language.tokenizer.save_pretrained(temporary)
     if parts.logger is not None:
         after = {f"test/{name}": value for name, value in summary["after"].items()}
         before = {f"test_before/{name}": value for name, value in summary["before"].items()}
@@ -198,6 +204,7 @@ def _fit(parts: Parts, ckpt_path: str | None) -> bool:
     made.module.train()  # transformers loads models for evaluation, without dropout, and Lightning keeps that
     made.module.stop = parts.stop
     parts.stop.waits = True
+    sole(made.trainer)
     try:
         parts.experiment.trainer.fit(
             parts.experiment.module, parts.experiment.data, ckpt_path=ckpt_path, weights_only=True
