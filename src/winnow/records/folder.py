@@ -48,12 +48,13 @@ ADDED_OF_FILES = {"data.loss_on": "last", "data.join_turns": True}
 FILES = ("winnow.data.jsonl.jsonl_corpus", "winnow.data.hub.hub_corpus")
 SAME: dict[str, Any] = {"model.attn_implementation": {"sdpa": None}}
 """Values that mean the same: an architecture that has sdpa takes it by itself, and no other ever ran with it."""
+ELSEWHERE = "hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
 ASIDE = ("resume",)
 """Options that say how a run is started, and not what it is."""
 
 
 class FolderInUse(ValueError):
-    """A run's folder holds another run, or one is writing there now."""
+    """A run's folder holds another run, one is writing there now, or nothing can be written there."""
 
 
 @contextmanager
@@ -67,17 +68,23 @@ def occupied(folder: Path) -> Iterator[None]:
         Nothing.
 
     Raises:
-        FolderInUse: a run is writing there now.
+        FolderInUse: a run is writing there now, or nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
     try:
-        with FileLock(folder / ".lock").acquire(timeout=0):
-            yield
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
     except Timeout:
         raise FolderInUse(
-            f"another process is writing in {folder}: wait for it, or choose another folder with hydra.run.dir=FOLDER "
-            "(hydra.sweep.dir=FOLDER with -m)"
+            f"another process is writing in {folder}: wait for it, or choose another folder with {ELSEWHERE}"
         ) from None
+    except OSError as error:
+        said = error.strerror or type(error).__name__
+        raise FolderInUse(f"{folder} cannot be written to ({said}): choose another folder with {ELSEWHERE}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def claim(folder: Path, ckpt_path: str | None) -> None:
@@ -123,7 +130,7 @@ def earlier_job(folder: Path, config: dict[str, Any]) -> dict[str, Any] | str | 
     if changed:
         raise FolderInUse(
             f"{folder} holds a job of another configuration: {'; '.join(changed)}. Give the command as it began, or "
-            "choose another folder with hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
+            f"choose another folder with {ELSEWHERE}"
         )
     last = folder / "checkpoints" / "last.ckpt"
     if _state(folder) == "finished":

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from winnow.run.again import going_on, sweep_name
 from winnow.run.leaving import ended_by_schedulers
 from winnow.run.options import check_name
+from winnow.run.place import unwritable
 
 BAD_USAGE = 2
 INTERRUPTED = 130  # what shells use for it
@@ -50,7 +51,7 @@ def main(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a selector of the user's own is looked for where they are
     if os.environ.get("HYDRA_FULL_ERROR") != "1":
-        problems = check(sys.argv[1:], config_dir, config_name)
+        problems = check(sys.argv[1:], config_dir, config_name) or list(filter(None, [unwritable(sys.argv[1:])]))
         if problems:
             sys.stderr.write("\n\n".join(problems) + "\n")
             raise SystemExit(BAD_USAGE)

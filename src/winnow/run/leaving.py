@@ -48,7 +48,9 @@ def way_on(folder: Path, checkpoint: Path | None, swept: bool) -> str:
     """
     command = "the same sweep command once more" if swept else again(folder)
     if checkpoint is None:
-        return f"Nothing of this run was saved: no pool was through, or callbacks.last=null. It begins afresh by {command}"
+        return (
+            f"Nothing of this run was saved: no pool was through, or callbacks.last=null. It begins afresh by {command}"
+        )
     return f"This run can go on from {checkpoint}: {command}"
 
 
