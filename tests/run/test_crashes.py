@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,8 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> Iterator[list[int]]
     with monkeypatch.context() as patch:
         for module, name in CALLS:
             patch.setattr(module, name, dying(getattr(module, name)))
-        try:
+        with suppress(Killed):
             yield made
-        except Killed:
-            pass
 
 
 def every_crash(monkeypatch: pytest.MonkeyPatch, prepare: Callable[[], Callable[[], Any]]) -> Iterator[int]:

@@ -19,7 +19,7 @@ import torch
 from tests.commands import ROOT, SMALL, command_line, save_base
 from winnow.records.folder import FolderInUse, differences, occupied
 from winnow.run import run
-from winnow.run.again import sweep_name
+from winnow.run.cli import sweep_name
 from winnow.selectors import Random
 
 

@@ -10,7 +10,7 @@ import lightning
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from winnow.lm.finite import NotFinite
+from winnow.lm.finite import NotFinite, check_state
 from winnow.records.checkpoint import DIGEST, digest
 from winnow.records.strict_json import replacing
 
@@ -89,6 +89,8 @@ class LastCheckpoint(Checkpoint):
             log.error("%s could not be written: %s", self.path, second)
 
     def _save(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        for optimizer in trainer.optimizers:  # what is beyond help does not take the place of what is good
+            check_state(pl_module, optimizer, pl_module.budget.steps)
         trainer.save_checkpoint(self.path)
         self._saved = pl_module.budget.steps
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,29 @@ def likely_cause(parameters: Mapping[str, Tensor], rate: float | None = None) ->
     if broken is not None:
         return f"parameter {broken} is not finite{at_rate}: {RATE}, or the checkpoint it comes from is damaged"
     return f"all parameters are finite{at_rate}: {RATE}, or the data hold what the model was never meant to read"
+
+
+def check_state(model: nn.Module, optimizer: Any, step: int) -> None:
+    """Stop at an optimizer's state that is not finite: where a second moment is infinite, nothing moves any more.
+
+    Args:
+        model: has the parameters' names.
+        optimizer: with its state.
+        step: pools seen.
+
+    Raises:
+        NotFinite: there is one.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    held = [
+        (f"{key} of {names.get(parameter, 'a parameter')}", value)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    ]
+    broken = not_finite(held)
+    if broken is not None:
+        raise NotFinite(f"pool {step}: the optimizer's state is not finite ({broken}): {RATE}")
 
 
 def check_rates(groups: Iterable[Mapping[str, object]], step: int | None = None) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from winnow.lm.finite import HALF, NotFinite, likely_cause, not_finite
+from winnow.lm.finite import HALF, NotFinite, check_state, likely_cause, not_finite
 from winnow.signals import Signals
 from winnow.training.precision import check_precision
 
@@ -35,22 +37,24 @@ def check_start(model: nn.Module, precision: object, processes: int) -> None:
         )
 
 
-def check_parameters(model: nn.Module, step: int, rate: float, updated: bool = False) -> None:
+def check_parameters(model: nn.Module, step: int, rate: float, optimizer: Any = None) -> None:
     """Stop at a parameter that is not finite: from it no later pool comes back.
 
     Args:
         model: the model.
         step: pools seen.
         rate: the learning rate, for the message.
-        updated: an update was just made, which the frozen parameters took no part in.
+        optimizer: has its state looked at, too; None after an update, which frozen parameters took no part in.
 
     Raises:
         NotFinite: there is one.
     """
-    held = [one for one in model.named_parameters() if one[1].requires_grad or not updated]
+    held = [one for one in model.named_parameters() if one[1].requires_grad or optimizer is not None]
     if not_finite(held) is not None:
-        when = "after" if updated else "before"
+        when = "after" if optimizer is None else "before"
         raise NotFinite(f"pool {step}, {when} its update: {likely_cause(dict(model.named_parameters()), rate)}")
+    if optimizer is not None:
+        check_state(model, optimizer, step)
 
 
 def check_losses(model: nn.Module, signals: Signals, step: int, rate: float) -> None:

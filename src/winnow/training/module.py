@@ -21,7 +21,7 @@ from winnow.selection import Selection
 from winnow.selectors import Selector
 from winnow.selectors.abilities import Sized
 from winnow.signals import Signals
-from winnow.training.accumulate import Accumulated, check_clip_norm, clip
+from winnow.training.accumulate import Accumulated, check_clip_norm, clip, clipped
 from winnow.training.budget import Budget
 from winnow.training.chance import DROPOUT, forked_rng, step_seed
 from winnow.training.choosing import Chooser, with_losses
@@ -144,7 +144,7 @@ class SelectionModule(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Score the pool and select from it, unless a stop was asked for; the choice is kept for ``training_step``."""
-        self.together.obey(self.stop)
+        self.stop.obey()
         self.stage = "scoring"
         self.budget.start()
         taken = self._take_up(batch)
@@ -178,7 +178,8 @@ class SelectionModule(lightning.LightningModule):
         loss, selection, updated = self._train(pool, selection, losses)
         if chosen and not len(selection) and signals.losses is None:
             check_losses(self.model, with_losses(self.scorer, signals, pool), step, rate)
-        self.idle.count(signals, selection, chosen)
+        if self.idle.count(signals, selection, chosen):
+            self._check_parameters()
         for scorer in self.intake.cheaper.scorers(self.scorer):
             self.together.spend(self.budget, *scorer.meter.take(updated and scorer is self.scorer))
         counts = step_counts(taken, signals, selection, chosen, self._choose.needs, batch.get("target"))
@@ -269,11 +270,10 @@ class SelectionModule(lightning.LightningModule):
         losses[found.isfinite()] = found[found.isfinite()]
         trained = self._trained
         alone = self.accumulated.pools == 1
-        if len(selection) and not clip(trained, self.clip_norm if alone else None):
-            self._check_parameters()
-            log.warning("pool %d: the gradient of the update is not finite; no update", self.budget.steps)
-            self._optimizer.zero_grad()
-            selection = Selection(selection.index[:0], selection.weight[:0], {"update_not_finite": 1.0})
+        if len(selection):
+            selection = clipped(trained, self.clip_norm if alone else None, selection, self.budget.steps)
+            if not len(selection):
+                self._check_parameters()
         loss = update_loss(losses, selection)
         if alone:
             return loss, selection, self._step(len(selection) > 0)
@@ -306,7 +306,7 @@ class SelectionModule(lightning.LightningModule):
         return ready
 
     def _check_parameters(self, updated: bool = False) -> None:
-        check_parameters(self.model, self.budget.steps, self._rate, updated)
+        check_parameters(self.model, self.budget.steps, self._rate, None if updated else self._optimizer)
 
     @property
     def _rate(self) -> float:
