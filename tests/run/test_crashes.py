@@ -17,12 +17,13 @@ import pytest
 
 from tests.run.test_records import written
 from winnow.data.rejects import Reject, Rejects
-from winnow.records import strict_json
+from winnow.records import whole
 from winnow.records.history import History
 from winnow.records.ledger import Ledger, read
 from winnow.records.preparation import Cost, write_scores
 from winnow.records.status import Status
-from winnow.records.strict_json import clear_unfinished, replacing, replacing_folder, write_json
+from winnow.records.strict_json import write_json
+from winnow.records.whole import clear_unfinished, replacing, replacing_folder
 
 CALLS = ((os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (os, "fsync"), (pq, "write_table"))
 
@@ -200,7 +201,7 @@ def test_a_process_killed_between_writing_and_renaming_leaves_the_old_file(monke
 def test_what_is_written_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     replace = os.replace
-    monkeypatch.setattr(strict_json, "sync", lambda path: done.append(f"sync {path}"))
+    monkeypatch.setattr(whole, "sync", lambda path: done.append(f"sync {path}"))
     monkeypatch.setattr(os, "replace", lambda old, new: (done.append(f"rename {old}"), replace(old, new)))
     with replacing(Path("file")) as temporary:
         temporary.write_text("x")

@@ -22,7 +22,7 @@ from tests.run.test_run import go, read
 from winnow.evaluate import MEASURE_ONLY, with_defaults
 from winnow.records import strict_json
 from winnow.records.status import Terminated
-from winnow.records.strict_json import replacing
+from winnow.records.whole import replacing
 from winnow.run.cli import check
 
 

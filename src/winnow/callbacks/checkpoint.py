@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from winnow.lm.finite import NotFinite, check_state
 from winnow.records.checkpoint import DIGEST, digest
-from winnow.records.strict_json import replacing
+from winnow.records.whole import replacing
 
 log = logging.getLogger(__name__)
 

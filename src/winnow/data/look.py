@@ -22,7 +22,7 @@ from winnow.data.progress import progress
 from winnow.data.rejects import LISTED, BadRow
 from winnow.data.table import ExampleTable
 from winnow.lm.losses import IGNORE
-from winnow.records.strict_json import replacing
+from winnow.records.whole import replacing
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from winnow.records.shown import shown
-from winnow.records.strict_json import replacing
+from winnow.records.whole import replacing
 
 log = logging.getLogger(__name__)
 

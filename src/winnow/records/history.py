@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from winnow.records.strict_json import replacing, sync
+from winnow.records.whole import replacing, sync
 
 
 class History:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from winnow.records.strict_json import UNFINISHED, replacing
+from winnow.records.whole import UNFINISHED, replacing
 from winnow.selection import Selection
 
 RESUMED = "ledger-resumed.parquet"

@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from winnow.records.strict_json import replacing, write_json
+from winnow.records.strict_json import write_json
+from winnow.records.whole import replacing
 
 SPENT = ("examples", "tokens", "seconds")
 log = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from winnow.records.folder import FolderInUse, changes, claim, earlier_job, occu
 from winnow.records.preparation import SPENT
 from winnow.records.provenance import anonymous, provenance
 from winnow.records.status import Status, Terminated
-from winnow.records.strict_json import clear_unfinished, replacing_folder, write_json
+from winnow.records.strict_json import write_json
+from winnow.records.whole import clear_unfinished, replacing_folder
 from winnow.report.composition import composition
 from winnow.report.summary import print_summary, show
 from winnow.run.allocator import keep_freed_memory

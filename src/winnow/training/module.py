@@ -21,10 +21,11 @@ from winnow.selection import Selection
 from winnow.selectors import Selector
 from winnow.selectors.abilities import Sized
 from winnow.signals import Signals
-from winnow.training.accumulate import Accumulated, check_clip_norm, clip, clipped
+from winnow.training.accumulate import Accumulated
 from winnow.training.budget import Budget
 from winnow.training.chance import DROPOUT, forked_rng, step_seed
 from winnow.training.choosing import Chooser, with_losses
+from winnow.training.gradient import check_clip_norm, clip, clipped
 from winnow.training.health import check_losses, check_parameters, check_start
 from winnow.training.idle import Idle
 from winnow.training.intake import Intake, Taken, filled
@@ -133,9 +134,7 @@ class SelectionModule(lightning.LightningModule):
         return built if scheduler is None else ([built], [scheduler(built)])
 
     def on_train_start(self) -> None:
-        """Take SIGTERM and SIGINT from Lightning, which would leave in the middle of a measurement, without saving."""
-        if self.stop.waits:
-            self.stop.take()
+        """Train nothing where a run that goes on has spent its budget."""
         self.trainer.should_stop |= self._spent
 
     def on_fit_start(self) -> None:
