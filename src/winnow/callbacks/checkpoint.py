@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from winnow.lm.finite import NotFinite, check_state
 from winnow.records.checkpoint import DIGEST, digest
+from winnow.records.status import Terminated
 from winnow.records.whole import replacing
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,10 @@ class LastCheckpoint(Checkpoint):
             return
         _rewind(trainer)
         try:
+            if trainer.world_size > 1 and not isinstance(exception, Terminated | KeyboardInterrupt):
+                # The others have not come here with this one, and may be gone: nobody is waited for.
+                trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(), self.path)
+                return
             self._save(trainer, pl_module)
         except Exception as second:  # the first error is the one to raise
             log.error("%s could not be written: %s", self.path, second)

@@ -29,7 +29,7 @@ from winnow.run.assemble import Parts, equip, given, in_sweep
 from winnow.run.instantiate import BuildError, blaming, plain
 from winnow.run.leaving import way_on
 from winnow.run.process import left_as_found
-from winnow.run.processes import asked, check_alone, together
+from winnow.run.processes import asked, check_alone, lost, together
 from winnow.run.rows import REJECTS, rejects_written, settle_date
 from winnow.run.stages import lift_steps
 from winnow.run.startup import check_resumed
@@ -204,7 +204,7 @@ def _fit(parts: Parts, ckpt_path: str | None) -> bool:
     made = parts.experiment
     made.module.train()  # transformers loads models for evaluation, without dropout, and Lightning keeps that
     made.module.stop = parts.stop
-    parts.stop.waits = True
+    parts.stop.waits, parts.stop.agree = True, made.module.together.any
     sole(made.trainer)
     try:
         parts.experiment.trainer.fit(
@@ -215,8 +215,10 @@ def _fit(parts: Parts, ckpt_path: str | None) -> bool:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt(*error.__context__.args) from error
         raise
+    except RuntimeError as error:
+        raise lost(error, parts.group) from error
     finally:
-        parts.stop.waits = False
+        parts.stop.waits, parts.stop.agree = False, bool
     parts.stop.obey()
     return True
 

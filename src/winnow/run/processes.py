@@ -26,6 +26,10 @@ LONG = timedelta(days=7)
 """Others wait as long as this for the first process to read the data and to measure the model."""
 
 
+WIRES_CUT = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out waiting")
+"""Words of errors that mean that another process does not answer."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Which of several processes this is.
@@ -213,6 +217,31 @@ def _end(started: list[subprocess.Popen[bytes]], folder: Path) -> None:
             log.error("process %d ended with code %d; what it said last is in %s", rank, code, said)
         elif said.is_file():
             said.unlink()
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run has ended, or does not answer."""
+
+
+def lost(error: RuntimeError, group: Group | None) -> RuntimeError:
+    """Say in words what a broken connection means.
+
+    Args:
+        error: that was raised in training.
+        group: the processes; None for one.
+
+    Returns:
+        The same error, or one that says that another process is gone.
+    """
+    text = str(error)
+    if group is None or not (isinstance(error, dist.DistError) or any(word in text for word in WIRES_CUT)):
+        return error
+    others = "the other process" if group.place.size == 2 else f"one of the other {group.place.size - 1} processes"
+    where = "" if "TORCHELASTIC_RUN_ID" in os.environ else " (process-1.log and the like, in the run's folder)"
+    return ProcessLost(
+        f"{others} of this run has ended or does not answer (parallel.timeout): what it said last is in its own "
+        f"output{where}. All of them have to go on together: start the same command again with resume=auto"
+    )
 
 
 def devices(trainer: Mapping[str, Any], group: Group | None) -> dict[str, Any]:

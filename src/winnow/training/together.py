@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from winnow.lm.passes import FORWARD, Pass
 from winnow.parallel import Ranks, check_same
 from winnow.parallel.same import due
-from winnow.records.status import Terminated
 from winnow.scorer.flops import Flops
 from winnow.training.budget import Budget
-from winnow.training.stopping import Stop
 
 
 @dataclass
@@ -27,16 +25,6 @@ class Together:
 
     ranks: Ranks | None = None
     _read: int = 0
-
-    def obey(self, stop: Stop) -> None:
-        """Leave if any process was asked to: all of them do, after the same pool.
-
-        Args:
-            stop: this process's.
-        """
-        if self.ranks is not None and self.ranks.anywhere(stop.asked is not None) and stop.asked is None:
-            stop.asked = Terminated()
-        stop.obey()
 
     def strangers(self, processes: int) -> int:
         """Processes that nobody has arranged for.
