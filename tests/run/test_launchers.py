@@ -54,4 +54,4 @@ def test_more_processes_in_a_job_are_refused_with_what_to_do_instead(
     with pytest.raises(SystemExit):
         command_line(monkeypatch, run, *SWEEP, "trainer.devices=2")
     said = capsys.readouterr().err
-    assert "2 processes" in said and "use trainer.devices=1" in said and "hydra/launcher=joblib" in said
+    assert "several processes cannot share them" in said and "do python train.py trainer.devices=2" in said

@@ -14,6 +14,19 @@ from torch import Tensor
 WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def check_wire(wire: str | None) -> None:
+    """Refuse a precision that gradients are not sent in.
+
+    Args:
+        wire: ``fp32`` | ``bf16``; None for the one they are in.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if wire is not None and wire not in WIRES:
+        raise ValueError(f"parallel.wire must be fp32, bf16 or null for the gradients' own; got {wire!r}")
+
+
 class Ranks:
     """A group of processes. Every method is called by all of them, in the same order.
 
@@ -57,8 +70,7 @@ class Ranks:
         Raises:
             ValueError: it is neither.
         """
-        if wire is not None and wire not in WIRES:
-            raise ValueError(f"parallel.wire must be fp32, bf16 or null for the gradients' own; got {wire!r}")
+        check_wire(wire)
         self.wire = None if wire is None else WIRES[wire]
 
     def share(self, total: int) -> int:

@@ -29,7 +29,7 @@ from winnow.run.assemble import Parts, equip, given, in_sweep
 from winnow.run.instantiate import BuildError, blaming, plain
 from winnow.run.leaving import way_on
 from winnow.run.process import left_as_found
-from winnow.run.processes import asked, check_alone, lost, together
+from winnow.run.processes import asked, check, lost, together
 from winnow.run.rows import REJECTS, rejects_written, settle_date
 from winnow.run.stages import lift_steps
 from winnow.run.startup import check_resumed
@@ -94,8 +94,8 @@ def _in_folder(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     write_json(folder / "provenance.json", provenance())
     with blaming(""):
         count = asked(cfg.trainer)
-        check_alone(count, in_sweep())
-    with together(count, folder, cfg.parallel.wire, cfg.parallel.timeout) as parts.group:
+        check(cfg, count, in_sweep())
+    with together(count, folder, cfg.parallel.wire, float(cfg.parallel.timeout)) as parts.group:
         if parts.group is not None:
             parts.group.ranks.everywhere(OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
         return _recorded(cfg, folder, parts)
@@ -216,7 +216,7 @@ def _fit(parts: Parts, ckpt_path: str | None) -> bool:
             raise KeyboardInterrupt(*error.__context__.args) from error
         raise
     except RuntimeError as error:
-        raise lost(error, parts.group) from error
+        raise lost(error, 0 if parts.group is None else parts.group.place.size - 1) from error
     finally:
         parts.stop.waits, parts.stop.agree = False, bool
     parts.stop.obey()

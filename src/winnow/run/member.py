@@ -28,10 +28,10 @@ def member(own: Place) -> None:
     Args:
         own: which of the processes this is.
     """
-    logging.basicConfig(level=logging.WARNING, format=f"process {own.rank}: %(message)s")
+    logging.basicConfig(level=logging.ERROR, format=f"process {own.rank}: %(message)s")
     if not torch.cuda.is_available():
         keep_freed_memory()
-    group = join(own)
+    group = join(own)  # how long to wait is told by the first process
     cfg = cast(DictConfig, OmegaConf.create(group.ranks.everywhere("")))
     group.ranks.send_in(cfg.parallel.wire)
     parts = Parts(group=group)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 
 from winnow.parallel import Ranks
+from winnow.parallel.ranks import check_wire
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,9 @@ def _as_torchrun(env: Any) -> None:
     """Slurm's variables in torchrun's words, for ``srun python train.py``."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
-    slurm = SLURMEnvironment(auto_requeue=False)
-    env["MASTER_ADDR"], env["MASTER_PORT"] = slurm.main_address, str(slurm.main_port)
+    # A port that other jobs of this machine do not take, the same in all processes of this one.
+    env.setdefault("MASTER_PORT", str(15000 + int(env.get("SLURM_JOB_ID", "0")[-4:])))
+    env.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(env.get("SLURM_NODELIST", "127.0.0.1")))
     env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env["SLURM_NTASKS"]
     env["LOCAL_RANK"], env["NODE_RANK"] = env["SLURM_LOCALID"], env["SLURM_NODEID"]
     nodes = int(env.get("SLURM_NNODES", env.get("SLURM_JOB_NUM_NODES", 1)))
@@ -92,16 +94,21 @@ def asked(trainer: Mapping[str, Any]) -> int:
     return int(str(wanted)) if str(wanted).isdigit() else 1
 
 
-def check_alone(count: int, sweeps: bool) -> None:
-    """Refuse jobs of a sweep that would each be several processes.
+def check(cfg: DictConfig, count: int, sweeps: bool) -> None:
+    """Refuse what several processes cannot do, before any is started.
 
     Args:
-        count: processes that the configuration asks for.
+        cfg: the composed configuration.
+        count: processes that it asks for.
         sweeps: whether this is a job of a sweep.
 
     Raises:
-        ValueError: they would.
+        ValueError: an option of ``parallel`` is out of range, or jobs of a sweep would each be several processes.
     """
+    check_wire(cfg.parallel.wire)
+    minutes = cfg.parallel.timeout
+    if not isinstance(minutes, int | float) or isinstance(minutes, bool) or not 0 < minutes < LONG.total_seconds():
+        raise ValueError(f"parallel.timeout must be a number of minutes above 0, got {minutes!r}")
     if sweeps and (count > 1 or place() is not None):
         raise ValueError(
             "-m runs its jobs one after the other in this process, and several processes cannot share them: give one "
@@ -191,6 +198,10 @@ def together(count: int, folder: Path, wire: str | None, minutes: float) -> Iter
     try:
         yield join(own, wire, minutes)
         dist.destroy_process_group()
+    except BaseException:
+        for process in started:
+            process.terminate()
+        raise
     finally:
         _end(started, folder)
         os.environ.clear()
@@ -209,11 +220,11 @@ def _end(started: list[subprocess.Popen[bytes]], folder: Path) -> None:
     for rank, process in enumerate(started, start=1):
         said = folder / f"process-{rank}.log"
         try:
-            code = process.wait(timeout=30 if sys.exc_info()[0] is None else 5)
+            code = process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
-        if code not in (0, 143, 130):
+        if code not in (0, 143, 130, -15):
             log.error("process %d ended with code %d; what it said last is in %s", rank, code, said)
         elif said.is_file():
             said.unlink()
@@ -223,23 +234,23 @@ class ProcessLost(RuntimeError):
     """Another process of the run has ended, or does not answer."""
 
 
-def lost(error: RuntimeError, group: Group | None) -> RuntimeError:
+def lost(error: RuntimeError, others: int) -> RuntimeError:
     """Say in words what a broken connection means.
 
     Args:
         error: that was raised in training.
-        group: the processes; None for one.
+        others: how many processes there are beside this one.
 
     Returns:
         The same error, or one that says that another process is gone.
     """
     text = str(error)
-    if group is None or not (isinstance(error, dist.DistError) or any(word in text for word in WIRES_CUT)):
+    if not others or not (isinstance(error, dist.DistError) or any(word in text for word in WIRES_CUT)):
         return error
-    others = "the other process" if group.place.size == 2 else f"one of the other {group.place.size - 1} processes"
+    which = "the other process" if others == 1 else f"one of the other {others} processes"
     where = "" if "TORCHELASTIC_RUN_ID" in os.environ else " (process-1.log and the like, in the run's folder)"
     return ProcessLost(
-        f"{others} of this run has ended or does not answer (parallel.timeout): what it said last is in its own "
+        f"{which} of this run has ended or does not answer (parallel.timeout): what it said last is in its own "
         f"output{where}. All of them have to go on together: start the same command again with resume=auto"
     )
 

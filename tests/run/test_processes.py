@@ -1,0 +1,193 @@
+"""One run in several processes: what it writes is what one process writes, and it ends as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from tests.commands import ROOT, SMALL, command_line, configured, save_base
+from winnow.run import run
+from winnow.run.processes import Place, ProcessLost, asked, check, lost, place
+from winnow.run.trainer_options import check_trainer
+
+EXACT = ("trainer.precision=64-true", "gate=ngrams", "scoring.period=2", "data.draw_size=16", "export=false")
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+
+
+def started(*arguments: str, out: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    line = [sys.executable, *launcher, str(ROOT / "train.py"), *SMALL, *arguments, f"hydra.run.dir={out}"]
+    return subprocess.Popen(line, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def same_records(one: str, other: str) -> None:
+    """Ledgers row for row, and metrics but for the clock and what each process spends by itself."""
+    left, right = (pd.read_parquet(f"{name}/ledger.parquet") for name in (one, other))
+    assert len(left) and list(left.columns) == list(right.columns)
+    for name in left.columns:
+        if pd.api.types.is_float_dtype(left[name]):
+            pd.testing.assert_series_equal(left[name], right[name], rtol=1e-4, atol=1e-5)
+        else:
+            assert left[name].equals(right[name]), name
+    rows = [pd.read_csv(f"{name}/metrics.csv") for name in (one, other)]
+    for name in ("select/kept", "budget/examples_trained", "budget/examples_drawn", "budget/updates", "train/loss"):
+        pd.testing.assert_series_equal(rows[0][name], rows[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_base()
+    two = started(*EXACT, "trainer.devices=2", out="two")
+    command_line(monkeypatch, run, *SMALL, *EXACT, "hydra.run.dir=one")
+    said = two.communicate(timeout=200)[0]
+    assert two.returncode == 0, said
+    same_records("one", "two")
+    assert json.loads(Path("two/status.json").read_text())["state"] == "finished"
+    after = [json.loads(Path(f"{name}/summary.json").read_text())["after"] for name in ("one", "two")]
+    assert after[0] == pytest.approx(after[1], rel=1e-4)
+    assert sorted(path.name for path in Path("two").iterdir()) == sorted(
+        {path.name for path in Path("one").iterdir()} | {"train.log"}
+    )  # nothing of the second process, which had nothing to say
+    assert pd.read_csv("two/metrics.csv")["budget/bytes"].iloc[-1] > 0
+    assert "budget/bytes" not in pd.read_csv("one/metrics.csv").columns
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_torchrun_starts_one_run_in_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_base()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port", str(port))
+    two = started(*EXACT, out="two", launcher=torchrun)
+    command_line(monkeypatch, run, *SMALL, *EXACT, "hydra.run.dir=one")
+    said = two.communicate(timeout=200)[0]
+    assert two.returncode == 0, said
+    same_records("one", "two")
+
+
+def until(path: Path, rows: int, process: subprocess.Popen[str]) -> None:
+    for _ in range(1800):
+        if path.is_file() and len(path.read_text().splitlines()) > rows:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no {rows} rows")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_signal_ends_both_after_the_same_pool_and_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_base()
+    many = ("trainer.max_steps=40", *EXACT)
+    two = started(*many, "trainer.devices=2", "callbacks.last.every=30", out="two")
+    until(Path("two/metrics.csv"), 4, two)
+    two.send_signal(signal.SIGTERM)
+    said = two.communicate(timeout=100)[0]
+    assert two.returncode == 143 and "This run can go on from" in said, said
+    reached = torch.load("two/checkpoints/last.ckpt", weights_only=True)["winnow"]["budget"]["steps"]
+    assert len(pd.read_parquet("two/ledger.parquet")["step"].unique()) == reached < 40
+    command_line(monkeypatch, run, *SMALL, *many, "hydra.run.dir=on", "ckpt_path=two/checkpoints/last.ckpt")
+    command_line(monkeypatch, run, *SMALL, *many, "hydra.run.dir=one")
+    same_records("one", "on")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_process_that_dies_ends_the_run_in_words_and_the_state_is_kept() -> None:
+    save_base()
+    two = started("trainer.max_steps=400", "trainer.devices=2", "callbacks.last.every=2", out="two")
+    until(Path("two/metrics.csv"), 4, two)
+    found = subprocess.run(["pgrep", "-P", str(two.pid), "-f", "winnow.run.member"], capture_output=True, text=True)
+    os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+    said = two.communicate(timeout=100)[0]
+    status = json.loads(Path("two/status.json").read_text())
+    assert two.returncode == 1 and status["state"] == "failed", said
+    assert "ProcessLost: the other process of this run has ended" in status["error"]
+    assert Path("two/checkpoints/last.ckpt").is_file() and "ckpt_path" in status
+
+
+@pytest.mark.parametrize(
+    ("trainer", "count"),
+    [
+        ({"devices": 1}, 1), ({"devices": 3}, 3), ({"devices": "2"}, 2), ({"devices": [0, 2]}, 2), ({}, 1),
+        ({"devices": "auto", "accelerator": "cpu"}, 1),
+    ],
+)  # fmt: skip
+def test_devices_say_how_many_processes_there_are(trainer: dict[str, Any], count: int) -> None:
+    assert asked(trainer) == count
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, None),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, None),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Place(3, 4, 1, 2)),
+        (
+            {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_NNODES": "2",
+             "SLURM_NODELIST": "node[7-8]", "SLURM_JOB_ID": "12345"},
+            Place(1, 4, 1, 2),
+        ),
+    ],
+)  # fmt: skip
+def test_the_environment_says_which_process_this_is(
+    env: dict[str, str], expected: Place | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if name.startswith("SLURM") or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            monkeypatch.delenv(name)
+    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "")  # so that what is set by the call is put back
+        monkeypatch.delenv(name)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert place() == expected
+    if "SLURM_JOB_ID" in env:
+        assert os.environ["MASTER_ADDR"] == "node7" and os.environ["RANK"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "remedy"),
+    [
+        ("ddp_spawn", "give back weights and no counters: use ddp"),
+        ("ddp_fork", "give back weights and no counters: use ddp"),
+        ("deepspeed_stage_3", "where a selection's cannot be put: use ddp"),
+        ("horovod", "use ddp, which trainer.devices=N implies"),
+    ],
+)
+def test_strategies_that_lose_something_are_refused_with_the_remedy(strategy: str, remedy: str) -> None:
+    with pytest.raises(ValueError, match=f"trainer.strategy={strategy}: .*{remedy}"):
+        check_trainer({"strategy": strategy})
+    check_trainer({"strategy": "ddp", "devices": 2})
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("parallel.wire=fp8", "parallel.wire must be fp32, bf16 or null for the gradients' own; got 'fp8'"),
+        ("parallel.timeout=0", "parallel.timeout must be a number of minutes above 0, got 0"),
+        ("parallel.timeout=soon", "parallel.timeout must be a number of minutes above 0, got 'soon'"),
+    ],
+)
+def test_options_of_several_processes_are_refused_before_any_is_started(option: str, message: str) -> None:
+    with configured(*SMALL, option, "trainer.devices=2") as cfg, pytest.raises(ValueError, match=message):
+        check(cfg, 2, sweeps=False)
+
+
+def test_a_broken_connection_is_told_apart_from_other_errors() -> None:
+    other = RuntimeError("the size of tensor a must match")
+    assert lost(other, 2) is other
+    found = lost(RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection reset by peer"), 2)
+    assert isinstance(found, ProcessLost) and "one of the other 2 processes of this run has ended" in str(found)
