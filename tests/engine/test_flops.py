@@ -98,6 +98,19 @@ def test_every_way_of_scoring(name: str) -> None:
     assert found.total == pytest.approx(expected, rel=tolerance)
 
 
+def test_a_packed_update_is_counted_by_its_rows() -> None:
+    pool, kept = ragged([14, 5, 9, 3, 4, 6]), Selection(torch.arange(6), torch.ones(6))
+    totals = {}
+    for pack in (False, True):
+        scorer = ready(build("llama"), Needs(losses=True), pack=pack)
+        scorer.backward(pool, kept)  # compares packed with padded losses, once
+        scorer.meter.take(False)
+        found, expected = both(scorer, BOTH, lambda scorer=scorer: scorer.backward(pool, kept))  # type: ignore[misc]
+        assert found.total == pytest.approx(expected, rel=1e-9) and found.products == 0
+        totals[pack] = found.forward
+    assert totals[True] < 0.6 * totals[False]
+
+
 def test_scoring_the_last_layers_stops_there() -> None:
     totals = {}
     for layers in ("all", "last:1"):

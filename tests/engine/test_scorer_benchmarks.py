@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import context, costs, scores
+from benchmarks import context, costs, packing, scores
 from benchmarks.cases import Bench, Case, Size, cases, gpu_cases
 from benchmarks.measure import choosing, fidelity, peak, timed
 from tests.reference import relative
@@ -86,6 +86,18 @@ def test_the_cost_model_is_held_to_the_clock(monkeypatch: pytest.MonkeyPatch) ->
     assert found[0]["expected"] < 1 < found[1]["expected"]
     rows = [{**found[0], "form": 2.0, "ghost": 1.0}, {**found[1], "form": 2.0, "ghost": 1.0}]
     assert costs.table(rows)[-1] == "the model takes the faster one in 1 of 2, and 50% more time in all"
+
+
+def test_packed_and_padded_updates_are_timed_on_the_same_examples(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ["--rounds", "2", "--examples", "4", "--longest", "40", "--hidden", "64", "--layers", "1"]
+    monkeypatch.setattr(sys, "argv", ["packing", *shape, "--json", str(tmp_path / "found.json")])
+    packing.main()
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert found["lengths"] == [16, 22, 29, 40] and found["padded"]["cells"] == 160 > found["packed"]["cells"] == 120
+    assert found["difference"] < 1e-4 and found["ratio"]["min"] > 0
+    assert "4 examples of 16 to 40 tokens, 107 in all" in capsys.readouterr().out
 
 
 def test_long_contexts_are_plotted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

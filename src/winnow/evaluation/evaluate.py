@@ -23,6 +23,7 @@ def evaluate(
     accuracy_limit: int | None = None,
     batch_size: int = 32,
     encoding: Encoding = PLAIN,
+    pack: bool = False,
 ) -> dict[str, float]:
     """Answer NLL and accuracy on the test split of every target.
 
@@ -35,6 +36,7 @@ def evaluate(
         accuracy_limit: test examples per target to generate for; None for all, 0 for none.
         batch_size: examples per batch.
         encoding: what carries loss, what is cut.
+        pack: lay the examples of the NLL end to end in rows in place of padding; the same numbers.
 
     Returns:
         ``<target>/nll`` in nats per token, and ``<target>/accuracy`` where the task has a scorer.
@@ -46,7 +48,7 @@ def evaluate(
             rows.sort(key=lambda row: len(row.input_ids))
             pad = pad_token_id(tokenizer)
             batches = (collate(rows[at : at + batch_size], pad) for at in range(0, len(rows), batch_size))
-            results[f"{target.name}/nll"] = answer_nll(model, batches)
+            results[f"{target.name}/nll"] = answer_nll(model, batches, pack)
         if accuracy_limit != 0 and target.score is not None:
             results[f"{target.name}/accuracy"] = accuracy(
                 model, tokenizer, target, accuracy_limit, 2 * batch_size, encoding

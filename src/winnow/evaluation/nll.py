@@ -7,12 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from winnow.lm.forward import Forward
 from winnow.lm.layout import response_tokens
-from winnow.lm.losses import example_losses
+from winnow.lm.passes import FORWARD
 
 
 @torch.no_grad()
-def answer_nll(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> float:
+def answer_nll(model: nn.Module, batches: Iterable[dict[str, Tensor]], pack: bool = False) -> float:
     """Mean over examples of the response-token NLL, in nats per token.
 
     Examples without a response token do not count. The model is put in evaluation mode and back.
@@ -20,6 +21,7 @@ def answer_nll(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> float:
     Args:
         model: a Hugging Face causal language model.
         batches: token batches with ``input_ids``, ``attention_mask`` and ``labels``.
+        pack: lay the examples end to end in rows in place of padding; the same mean.
 
     Returns:
         The mean; NaN if no example has a response token.
@@ -27,11 +29,11 @@ def answer_nll(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> float:
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    total, count = 0.0, 0
+    forward, total, count = Forward(model, packed=pack), 0.0, 0
     try:
         for batch in batches:
             rows = {name: value.to(device) for name, value in batch.items()}
-            losses = example_losses(model, rows)
+            losses = forward.laid_losses(rows, FORWARD)
             active = response_tokens(rows) > 0
             total += float(losses[active].double().sum())
             count += int(active.sum())

@@ -1,4 +1,4 @@
-"""A model's forward as pools and targets are scored: padded, or in rows where that saves anything."""
+"""A model's forward, of pools, targets, updates and evaluations: padded, or in rows where that saves anything."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from winnow.lm.layout import Batch, right_padded
+from winnow.lm.layout import Batch, response_tokens, right_padded
 from winnow.lm.losses import example_losses
-from winnow.lm.packing import Packing, check, needs_one_row, pack
+from winnow.lm.packing import Packing, PackingError, check, needs_one_row, pack
 from winnow.lm.passes import Pass
+from winnow.lm.quiet import quiet
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,31 @@ class Forward:
         self.passes.append(Pass.of(batch, kind))
         return example_losses(self.model, batch, self.reduction)
 
+    def laid_losses(self, batch: Batch, kind: str | None = None) -> Float[Tensor, " batch"]:
+        """Losses of a batch in rows, or padded where that saves nothing, a loss is not finite, or the model mixes rows.
+
+        A loss that is not finite may have spoilt its neighbours in the row. A model that does not keep packed examples
+        apart goes padded from then on, and the log says why.
+
+        Args:
+            batch: the examples, padded wherever.
+            kind: of the pass, as :class:`winnow.lm.passes.Pass` has it.
+
+        Returns:
+            See :func:`winnow.lm.losses.example_losses`.
+        """
+        batch = right_padded(batch)
+        try:
+            rows = self.rows(batch)
+        except PackingError as error:
+            log.warning("batches stay padded: %s", error)
+            self.packed, rows = False, None
+        if rows is None:
+            return self.losses(batch, kind)
+        losses = self.packed_losses(rows, Pass.kind_now() if kind is None else kind)
+        spoilt = ~losses.isfinite() & (response_tokens(batch) > 0)
+        return self.losses(batch, kind) if bool(spoilt.any()) else losses
+
     def packed_losses(self, rows: Packing, kind: str) -> Float[Tensor, " batch"]:
         """Losses of a batch laid in rows.
 
@@ -90,7 +116,7 @@ class Forward:
             self._packed_tokens += padded
             return None
         if self._unchecked:
-            with torch.no_grad():
+            with torch.no_grad(), quiet(self.model):
                 check(
                     self.model,
                     example_losses(self.model, batch, self.reduction),

@@ -30,6 +30,11 @@ class Pass:
     columns: int
     tokens: int
 
+    @staticmethod
+    def kind_now() -> str:
+        """A pass's kind where nobody says it: a forward, and a trained one where autograd is on."""
+        return TRAINED if torch.is_grad_enabled() else FORWARD
+
     @classmethod
     def of(cls, batch: Batch, kind: str | None = None) -> Pass:
         """The pass that a padded batch makes, once its tokens are in front.
@@ -42,7 +47,7 @@ class Pass:
             Its shape.
         """
         if kind is None:
-            kind = TRAINED if torch.is_grad_enabled() else FORWARD
+            kind = cls.kind_now()
         columns = int(response_mask(batch["labels"]).any(0).sum())
         rows, length = batch["input_ids"].shape
         return cls(kind, rows, length, max(columns, 1), int(batch["attention_mask"].sum()))

@@ -188,6 +188,7 @@ def _measure(cfg: DictConfig, parts: Parts) -> dict[str, float]:
         parts.experiment.data.corpus.targets,
         max_length=parts.experiment.data.max_length,
         encoding=parts.experiment.data.encoding,
+        pack=bool(cfg.scoring.get("pack")),
         **plain(cfg.evaluation),
     )
 

@@ -82,7 +82,7 @@ def forward_signals(
         if needs.nuclear:
             found["nuclear"] = nuclear_norms(forward.model, last.states[:size, : pool["input_ids"].shape[1]], pool)
     else:
-        losses = forward.losses(batch)
+        losses = forward.laid_losses(batch)
     valid = (tokens > 0) & losses.isfinite()
     return Signals(valid=valid, tokens=tokens, losses=losses if needs.losses else None, **found)
 

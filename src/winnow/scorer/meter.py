@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from winnow.lm.layout import Batch, right_padded
+from jaxtyping import Float
+from torch import Tensor
+
+from winnow.lm.forward import Forward
+from winnow.lm.layout import Batch
 from winnow.lm.passes import FORWARD, Pass
 from winnow.products.cost import Work
 from winnow.scorer.flops import Flops, Rates
@@ -27,6 +31,7 @@ class Meter:
         self._passing, self._update, self._reference, self._optimizer = passing, update, reference, optimizer
         self._forward = passing.scope.forward
         self._rates = Rates(self._forward, passing.scope.parameters)
+        self._mean = Forward(self._forward.model, "mean", self._forward.packed)
         self._other: Rates | None = None
         self.adds = False
         """Whether calls add up until they are read."""
@@ -36,16 +41,12 @@ class Meter:
         if not self.adds:
             self._forward.passes.clear()
 
-    def forward(self, batch: Batch) -> float:
-        """Operations of a forward pass, for evaluations.
-
-        Args:
-            batch: the examples.
-
-        Returns:
-            All of them.
-        """
-        return sum(self._rates[FORWARD].of(Pass.of(right_padded(batch), FORWARD)))
+    def evaluated(self, batch: Batch) -> tuple[Float[Tensor, " batch"], float]:
+        """Losses of an evaluation's batch, in nats per token, and operations, which :meth:`take` does not count."""
+        losses = self._mean.laid_losses(batch, FORWARD)
+        spent = sum(sum(self._rates[FORWARD].of(one)) for one in self._mean.passes)
+        self._mean.passes.clear()
+        return losses, spent
 
     def take(self, stepped: bool) -> tuple[Flops, list[Pass]]:
         """Read it, and begin anew.

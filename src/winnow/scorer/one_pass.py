@@ -15,7 +15,7 @@ from winnow.lm.forward import Forward
 from winnow.lm.layout import Batch
 from winnow.lm.quiet import has_dropout
 from winnow.scorer.held import HeldFactors
-from winnow.scorer.update import weighted_backward
+from winnow.scorer.update import backward_of
 from winnow.selection import Selection
 
 log = logging.getLogger(__name__)
@@ -167,8 +167,7 @@ class Update:
         Returns:
             What was really trained on, and the losses that were seen.
         """
-        model, reduction = self.forward.model, self.forward.reduction
-        return weighted_backward(model, pool, selection, reduction, backward, self.micro_batch, self.forward.passes)
+        return backward_of(self.forward, pool, selection, backward, self.micro_batch)
 
     def _checked(self, selection: Selection, pool: Batch | None = None) -> HeldFactors:
         if self.held is None:

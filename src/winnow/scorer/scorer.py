@@ -64,7 +64,7 @@ class Scorer:
             target's gradient first, b exact against it, K from stored per-example gradients (``exact``), sketches
             (``sketch``), or whichever fits (``auto``). The update takes a second pass, in pieces too. None: at once.
         pack: lay the examples of a pass end to end in rows as long as the longest, in place of padding; the same
-            numbers. Refused, at the first pool, for a model whose losses are then others.
+            numbers. Scoring refuses a model whose losses are then others, at the first pool; an update goes padded.
         chunk_elements: most numbers of per-example gradients formed at a time; None for 2^22 on a CPU, 2^26 elsewhere.
         reference: of rho_loss, loaded when it is first asked for: a model's folder or Hugging Face name, or a file
             with columns ``id`` and ``loss`` (.parquet, .csv, .jsonl).

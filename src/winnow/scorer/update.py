@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from winnow.lm.forward import Forward
 from winnow.lm.layout import Batch, take
-from winnow.lm.losses import example_losses
 from winnow.lm.passes import TRAINED, Pass
 from winnow.selection import Selection
 
@@ -44,15 +44,24 @@ def weighted_backward(
         What was really trained on (empty if nothing was), and the losses of the pool in float32 on the
         CPU, NaN where they were not computed.
     """
+    forward = Forward(model, reduction)
+    found = backward_of(forward, pool, selection, backward, micro_batch)
+    if passes is not None:
+        passes += forward.passes
+    return found
+
+
+def backward_of(
+    forward: Forward, pool: Batch, selection: Selection, backward: Callable[[Tensor], None], micro_batch: int | None
+) -> tuple[Selection, Float[Tensor, " pool"]]:
+    """:func:`weighted_backward` of a model whose batches are laid as ``forward`` says; it notes the passes."""
     if micro_batch is not None and len(selection) > micro_batch:
-        return _in_pieces(model, pool, selection, reduction, backward, micro_batch, passes)
+        return _in_pieces(forward, pool, selection, backward, micro_batch)
     device = pool["labels"].device
     found = torch.full((len(pool["labels"]),), torch.nan, dtype=torch.float32)  # bf16-true changes the default
     while len(selection):
         kept = take(pool, selection.index.to(device))
-        if passes is not None:
-            passes.append(Pass.of(kept, TRAINED))
-        losses = example_losses(model, kept, reduction)
+        losses = forward.laid_losses(kept, TRAINED)
         found[selection.index.cpu()] = losses.detach().cpu().type(found.dtype)
         finite = losses.detach().isfinite()
         if bool(finite.all()):
@@ -65,13 +74,7 @@ def weighted_backward(
 
 
 def _in_pieces(
-    model: nn.Module,
-    pool: Batch,
-    selection: Selection,
-    reduction: str,
-    backward: Callable[[Tensor], None],
-    micro_batch: int,
-    passes: list[Pass] | None,
+    forward: Forward, pool: Batch, selection: Selection, backward: Callable[[Tensor], None], micro_batch: int
 ) -> tuple[Selection, Float[Tensor, " pool"]]:
     found = torch.full((len(pool["labels"]),), torch.nan, dtype=torch.float32)
     kept: list[Selection] = []
@@ -83,7 +86,7 @@ def _in_pieces(
         def scaled(loss: Tensor, share: float = share) -> None:
             backward(loss * share)
 
-        trained, losses = weighted_backward(model, pool, Selection(index, weight), reduction, scaled, passes=passes)
+        trained, losses = backward_of(forward, pool, Selection(index, weight), scaled, None)
         kept.append(trained)
         found = torch.where(losses.isnan(), found, losses)
     index, weight = torch.cat([part.index for part in kept]), torch.cat([part.weight for part in kept])

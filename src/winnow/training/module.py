@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from winnow.lm.finite import check_rates
 from winnow.lm.layout import Batch, response_tokens
-from winnow.lm.losses import example_losses
 from winnow.models.quantized import of_the_base
 from winnow.optim import wants_names
 from winnow.scorer import Scorer
@@ -213,8 +212,9 @@ class SelectionModule(lightning.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch of target validation examples to that target's mean NLL."""
         self.budget.wait(False)
-        self.budget.flops_evaluation += self.scorer.meter.forward(batch)
-        self._val.add(dataloader_idx, example_losses(self.model, batch), response_tokens(batch) > 0)
+        losses, spent = self.scorer.meter.evaluated(batch)
+        self.budget.flops_evaluation += spent
+        self._val.add(dataloader_idx, losses, response_tokens(batch) > 0)
 
     def on_validation_epoch_end(self) -> None:
         """Log the targets' NLL: their weighted mean, and each where there are several."""
