@@ -31,6 +31,8 @@ from winnow.data.look import Glass
 from winnow.data.prepared import prepared
 from winnow.data.rejects import BadRow, BadRows
 from winnow.data.table import ExampleTable
+from winnow.data.turn_keys import KEYS, PROBES, TurnKeys
+from winnow.data.unread import say_unread, unread
 from winnow.models.templates import template_of
 
 GOOD = [{"prompt": f"What is {n}?", "response": f"It is {n}."} for n in range(6)]
@@ -261,6 +263,54 @@ def test_shapes_and_keys_that_nothing_reads_are_said(tmp_path: Path, caplog: pyt
         read(tmp_path / "a.jsonl")
     assert "data.corpus.stream is read as prompt and response: 6 rows" in caplog.text
     assert "nothing reads these fields (rows that have them): `url` (6)" in caplog.text
+
+
+def test_keys_of_turns_that_the_template_does_not_read_are_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = {"role": "user", "content": "What is it?", "name": "Ann"}
+    said = {"role": "assistant", "content": "Good.", "reasoning_content": "Hm.", "weight": 1, "stamp": 3, "none": None}
+    chats = [[asked, said, asked, said], [asked, said, asked, said], [asked, {"role": "assistant", "content": "So."}]]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    for name in "bc":
+        asks = {**asked, "content": name, "from_where": "here"}
+        chat = {"messages": [asks, {"role": "assistant", "content": "Yes."}]}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(chat))
+    monkeypatch.setattr(rows, "CACHED_FROM", 1)
+    targets = {"here": {"val": str(tmp_path / "b.jsonl"), "test": str(tmp_path / "c.jsonl")}}
+    names = "{% for m in messages %}{{ m.role }} {{ m.name }}: {{ m.content }} {{ m.reasoning_content }}|{% endfor %}"
+    for _ in range(2):  # read, and out of the cache
+        corpus = jsonl_corpus(str(tmp_path / "a.jsonl"), targets, cache_dir=str(tmp_path / "cache"))
+        assert corpus.turns.counts == {"name": 7, "reasoning_content": 4, "stamp": 4, "from_where": 2}
+        caplog.clear()
+        prepared(corpus, Glass(tokenizer_with(names), 64))
+        assert caplog.text.count("these keys of turns") == 1
+        assert (
+            "the chat template does not read these keys of turns (turns that have them): `stamp` (4), " in caplog.text
+        )
+        assert "`from_where` (2)\n" in caplog.text
+    short = tokenizer_with("{% for m in messages %}{{ m.role }}: {{ m.content }}|{% endfor %}")
+    assert unread(corpus.turns, short) == {"name": 7, "reasoning_content": 4, "stamp": 4, "from_where": 2}
+    say_unread(corpus.turns, runs.tokenizer())  # thoughts are joined to what was said
+    assert (
+        "without a chat template nothing reads these keys of turns (turns that have them): `name` (7), " in caplog.text
+    )
+
+
+def test_a_key_that_only_later_rows_lack_a_use_for_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    """One of the first chats in which it makes a difference is enough; only so many chats and keys are held."""
+    keys = TurnKeys()
+    words = tokenizer_with(
+        "{% for m in messages %}{{ m.content }}{% if loop.last %}{{ m.mood }}{% endif %}{% endfor %}"
+    )
+    for number in range(200):
+        turns = [{"role": "user", "content": "A", "mood": "b"}, {"role": "assistant", "content": "C"}]
+        turns[1 if number == 1 else 0]["mood"] = "d"
+        keys.add(([*turns[:1], {**turns[1], f"odd {number}": 1}], None, {}))
+    assert len(keys.counts) == KEYS and len(keys.probes["mood"]) == PROBES and keys.counts["mood"] == 201
+    found = unread(keys, words)
+    assert "mood" not in found and found["odd 3"] == 1
+    assert TurnKeys.from_json(json.loads(json.dumps(keys.to_json()))) == keys
 
 
 def glass(folder: Path | None = None, **options: Any) -> Glass:

@@ -20,6 +20,7 @@ from winnow.data.jsonl import files_source
 from winnow.data.rejects import Rejects
 from winnow.data.render import LOSS_ON
 from winnow.data.rows import Reader, options
+from winnow.data.unread import say_unread
 from winnow.models.loading import TINY, tiny_path
 from winnow.models.templates import template_of
 from winnow.records.shown import shown
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(shown(f"{one.where}: {one.reason}: {one.detail}"))
         return 2
     print_rows(Console(), examples, tokenizer, args.max_length, encoding, rejects, KEY, args.rows)
+    say_unread(reader.turns, tokenizer, encoding.date)
     for reason, count in reader.report.items():
         print(f"{count} rows left out: {shown(reason)}")
     if args.rejects is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from winnow.data.rejects import Rejects
+from winnow.data.turn_keys import TurnKeys
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,11 @@ class Corpus:
         targets: one or more target tasks.
         report: counts of what loading excluded, by reason ("empty response": 3), for the log.
         rejects: rows that cannot be used, and whether that ends the run; where rows are read from files.
+        turns: keys of the chats' turns; where rows are read from files.
     """
 
     stream: Stream
     targets: Sequence[Target]
     report: Mapping[str, int] = field(default_factory=dict)
     rejects: Rejects = field(default_factory=Rejects)
+    turns: TurnKeys = field(default_factory=TurnKeys)

@@ -13,6 +13,7 @@ from winnow.data.example import Corpus, Example, Target
 from winnow.data.look import Glass, Looked
 from winnow.data.rows import Listed
 from winnow.data.settled import narrowed, settle
+from winnow.data.unread import say_unread
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def prepared(corpus: Corpus, glass: Glass) -> Corpus:
         ValueError: a split has no example with a response token.
         BadRows: rows cannot be used, and ``data.on_bad_row`` is ``error``.
     """
+    say_unread(corpus.turns, glass.tokenizer, glass.encoding.date)
     targets = [_target(target, corpus, glass) for target in corpus.targets]
     if not isinstance(corpus.stream, Listed):
         return replace(corpus, targets=targets)

@@ -23,13 +23,14 @@ from winnow.data.rejects import BadRow, Rejects
 from winnow.data.scoring import scorer_for
 from winnow.data.table import ExampleTable, Writer
 from winnow.data.tally import Tally
+from winnow.data.turn_keys import TurnKeys
 from winnow.records.shown import shown
 from winnow.records.strict_json import write_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-FORMAT = 1
+FORMAT = 2
 """Changes where the same file is read otherwise than before, so that nothing older is taken from the cache."""
 CACHED_FROM = 1 << 24
 """Bytes of a split from which on what was read is kept in a file."""
@@ -98,11 +99,13 @@ class Reader:
         rejects: takes the rows that cannot be used.
         report: counts of what is left out for being empty, by reason.
         cache_dir: where what was read of large files is kept; None keeps it in memory.
+        turns: keys of the turns read so far.
     """
 
     rejects: Rejects = field(default_factory=Rejects)
     report: Counter[str] = field(default_factory=Counter)
     cache_dir: Path | None = None
+    turns: TurnKeys = field(default_factory=TurnKeys)
 
     def read(self, source: Source, fields: Fields, key: str, limit: int | None = None) -> ExampleTable:
         """Read a split; rows with an empty response or weight 0 are left out and counted.
@@ -147,6 +150,7 @@ class Reader:
                 log.info("%s: %s", key, f"read before, taken from {path}")
                 tally = Tally.from_json(json.loads(notes.read_text(encoding="utf-8")))
                 tally.tell(key, self.rejects, self.report)
+                self.turns.join(tally.turns)
                 return ExampleTable.mapped(path)
             table, tally = self._parse(source, fields, key, limit, path)
             write_json(notes, tally.to_json())
@@ -174,6 +178,7 @@ class Reader:
                     writer.add(read.example, row.where)
         assert writer.table is not None
         tally.tell(key, self.rejects, self.report)
+        self.turns.join(tally.turns)
         return writer.table, tally
 
     def _distinct(self, table: ExampleTable, key: str) -> ExampleTable:
@@ -276,4 +281,4 @@ def build_corpus(
         val, test = reader.read(rows.val, how, f"{key}.val"), reader.read(rows.test, how, f"{key}.test")
         built.append(Target(name, val, test, scorer_for(rows.score, test, key), rows.weight, rows.max_new_tokens))
     kept, built, dropped = check_disjoint(examples, built, on_overlap)
-    return Corpus(Listed(kept), built, {**reader.report, **dropped}, reader.rejects)
+    return Corpus(Listed(kept), built, {**reader.report, **dropped}, reader.rejects, reader.turns)

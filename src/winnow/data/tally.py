@@ -9,6 +9,7 @@ from typing import Any
 
 from winnow.data.fields import Read, Row
 from winnow.data.rejects import LISTED, BadRow, Rejects
+from winnow.data.turn_keys import TurnKeys
 from winnow.records.shown import shown
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Tally:
         unread: rows by key that nothing reads.
         counts: rows that cannot be used, by reason.
         faults: place, reason and detail of the first of them.
+        turns: keys of the turns of those that became examples.
     """
 
     kept: int = 0
@@ -38,6 +40,7 @@ class Tally:
     unread: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[tuple[str, str, str]] = field(default_factory=list)
+    turns: TurnKeys = field(default_factory=TurnKeys)
 
     def bad(self, where: str, fault: BadRow) -> None:
         """Count a row that cannot be used.
@@ -68,6 +71,9 @@ class Tally:
             self.left[EMPTY] += 1
         else:
             self.kept += 1
+            chat = read.example
+            if chat.messages is not None:
+                self.turns.add((chat.messages, chat.tools, chat.template))
             return True
         return False
 
@@ -98,7 +104,7 @@ class Tally:
         Returns:
             Values that JSON has.
         """
-        return dict(self.__dict__)
+        return {**self.__dict__, "turns": self.turns.to_json()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Tally:
@@ -111,4 +117,5 @@ class Tally:
             The tally.
         """
         counters = {name: Counter(value[name]) for name in ("left", "shapes", "unread", "counts")}
-        return cls(value["kept"], faults=[(a, b, c) for a, b, c in value["faults"]], **counters)
+        faults, turns = [(a, b, c) for a, b, c in value["faults"]], TurnKeys.from_json(value["turns"])
+        return cls(value["kept"], faults=faults, turns=turns, **counters)
