@@ -204,7 +204,10 @@ def test_what_is_named_beats_what_is_recognised(fields: dict[str, str], response
     [
         ({"prompt": "a", "completion": "b", "label": True}, "KTO"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "are a preference"),
-        ({"prompt": "a", "response": "b", "weight": 0.5}, "`weight` of a row must be 0 or 1"),
+        *(
+            ({"prompt": "a", "response": "b", "weight": weight}, "`weight` of a row must be a number of 0 or more")
+            for weight in (-0.5, float("nan"), float("inf"), True, "1", [1])
+        ),
         ({"messages": TURNS, "tools": "x"}, "`tools` must be a list of tools"),
         ({"messages": TURNS, "system": 3}, "`system` must be text"),
         ({"messages": TURNS, "chat_template_kwargs": "x"}, "`chat_template_kwargs` must be an object"),
@@ -255,6 +258,29 @@ def test_rows_of_weight_0_and_empty_ones_are_left_out(tmp_path: Path) -> None:
     corpus = read(tmp_path / "a.jsonl")
     assert [one.id for one in examples(corpus)] == ["a:2", "a:4"]
     assert corpus.report == {"data.corpus.stream: weight 0": 1, "data.corpus.stream: empty response": 1}
+
+
+def test_weights_of_rows_are_read_kept_and_said_and_a_target_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = [0.5, 1, 2, None, 0, 1e-3]
+    given = [{**row, "weight": weight} for row, weight in zip(GOOD, weights, strict=True)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, given)))
+    monkeypatch.setattr(rows, "CACHED_FROM", 1)
+    for _ in range(2):  # read, and out of the cache
+        with caplog.at_level(logging.INFO):
+            corpus = read(tmp_path / "a.jsonl", cache_dir=str(tmp_path / "cache"))
+        assert [one.weight for one in examples(corpus)] == [0.5, 1.0, 2.0, 1.0, 1e-3]
+        assert "3 of 5 rows have a `weight` other than 1, from 0.001 to 2, by which their loss is" in caplog.text
+        caplog.clear()
+    (tmp_path / "b.jsonl").write_text(json.dumps({**GOOD[0], "prompt": "Else?", "weight": 0.5}))
+    targets = {"here": {"val": str(tmp_path / "b.jsonl"), "test": str(tmp_path / "b.jsonl")}}
+    said = r"b\.jsonl, line 1: `weight` of a target's row must be 0 or 1: got 0\.5.*targets\.NAME\.weight"
+    with pytest.raises(BadRows, match=said):
+        jsonl_corpus(str(tmp_path / "a.jsonl"), targets)
+    (tmp_path / "a.jsonl").write_text(json.dumps({**GOOD[0], "weight": -1}))
+    with pytest.raises(BadRows, match=r"a\.jsonl, line 1: `weight` of a row must be a number of 0 or more.*got -1"):
+        read(tmp_path / "a.jsonl")
 
 
 def test_shapes_and_keys_that_nothing_reads_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -102,11 +102,16 @@ def test_reference_losses_from_a_file_choose_what_the_model_does() -> None:
 
 
 def test_alignment_and_cosine_are_those_of_one_gradient_at_a_time() -> None:
-    """Against the whole validation splits by the tasks' weights; the last pool is a part of one."""
+    """Against the whole validation splits by the tasks' weights; the last pool is a part of one. Rows have weights."""
     save_base()
     options = [*files(), "data.pool_size=7", "scoring.geometry=identity"]
+    weights = [(0.25, 1.0, 3.0)[number % 3] for number in range(STREAM)]
+    rows = [json.loads(line) for line in Path("stream.jsonl").read_text().splitlines()]
+    weighed = (json.dumps({**row, "weight": weight}) for row, weight in zip(rows, weights, strict=True))
+    Path("stream.jsonl").write_text("\n".join(weighed))
     table, facts = scored(*options, "selector=filter_weight")
     g, a, b = (gradients(runs.model(), numbers) for numbers in (range(STREAM), range(1000, 1006), range(2000, 2003)))
+    g *= torch.tensor(weights)[:, None]
     target = 0.75 * a.mean(0) + 0.25 * b.mean(0)
     assert relative(torch.tensor(table["alignment"].to_numpy()), g @ target) < 1e-4
     assert relative(torch.tensor(table["score"].to_numpy()), g @ target / g.norm(dim=1)) < 1e-4

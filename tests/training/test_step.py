@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -11,10 +11,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from tests import runs
+from winnow.gates import Cadence
 from winnow.lm.losses import example_losses
 from winnow.selection import Selection
 from winnow.selectors import FilterWeight, Full, MaxLoss, Random
 from winnow.signals import Needs
+from winnow.training.intake import Intake
 
 
 @dataclass
@@ -76,6 +78,30 @@ def test_update_is_the_weighted_mean_gradient():
     grads = torch.autograd.grad((losses * torch.tensor(weight)).sum() / 3, list(reference.parameters()))
     expected = torch.cat([(p - 0.1 * g).flatten() for p, g in zip(reference.parameters(), grads, strict=True)])
     torch.testing.assert_close(weights(module), expected.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_row_s_own_weight_multiplies_its_loss_and_no_loss_that_is_reported():
+    weight = {f"sums-{number}": (0.25, 1.0, 3.0)[number % 3] for number in range(96)}
+    plain = runs.corpus()
+    rows = [replace(one, weight=weight[one.id]) for one in plain.stream.examples]
+    world = replace(plain, stream=runs.Listed(rows))
+    batch = runs.datamodule(corpus=world).steps[(0, 0)]
+    factor = torch.tensor([weight[name] for name in batch["meta"]["id"]])
+    assert len(factor.unique()) == 3 and "row_weight" not in runs.datamodule().steps[(0, 0)]["pool"]
+    network = runs.model()
+    losses = example_losses(network, batch["pool"])
+    grads = torch.autograd.grad((losses * factor).mean(), list(network.parameters()))
+    expected = torch.cat([(p - 0.1 * g).flatten() for p, g in zip(network.parameters(), grads, strict=True)]).detach()
+    losses = losses.detach()
+    every = FilterWeight(filter_size=8, filter="top", weight="uniform")
+    for selector, options in ((Full(), {}), (every, {}), (every, {"intake": Intake(cadence=Cadence(2))})):
+        before = None if not options else lambda module: module.intake.cadence.count(lambda: (0.0, 0.0))
+        data = runs.datamodule(corpus=world)
+        module = runs.fit(selector, 1, before, data=data, optimizer=lambda p: torch.optim.SGD(p, 0.1), **options)
+        torch.testing.assert_close(weights(module), expected, rtol=1e-5, atol=1e-7)
+        assert module.last_step.metrics.get("select/scored", 1) == (not options)
+        assert module.last_step.metrics["train/loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+        assert module.last_step.signals.losses is None or torch.allclose(module.last_step.signals.losses, losses)
 
 
 def test_lightning_counts_updates_not_hooks():

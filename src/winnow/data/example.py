@@ -26,6 +26,7 @@ class Example:
         template: further variables for the chat template (``chat_template_kwargs`` of a record).
         labels: hidden labels ("group", "noise"): for analysis, never seen by a selector.
         answer: what the task's scorer compares a generation with; None means ``response``.
+        weight: what its loss is multiplied by, >= 0, in scoring and in updates; of candidates alone.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Example:
     answer: str | None = None
     tools: tuple[Any, ...] | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from winnow.data.files import check_text
 from winnow.data.named import Missing, Template, default, find, missing, names, unescaped
 from winnow.data.rejects import BadRow
 from winnow.data.shapes import COMMON, Shaped, recognised
+from winnow.data.weight import row_weight
 
 LABELS = ("group", "noise")
 
@@ -117,11 +118,7 @@ class Fields:
             BadRow: as for :meth:`example`.
         """
         record = row.fields
-        if record.get("weight") not in (None, 0, 1):
-            raise BadRow(
-                "`weight` of a row must be 0 or 1",
-                f"got {record['weight']!r:.40}; rename the column if it means another",
-            )
+        weight = row_weight(record)
         shaped = self._named(record) or recognised(record)
         answer = find(record, self.answer or "answer")
         if answer is None and self.answer is None:
@@ -131,6 +128,7 @@ class Fields:
             "source": str(default(find(record, self.source or "source"), row.source)),
             "labels": {name: str(record[name]) for name in LABELS if record.get(name) not in (None, "")},
             "answer": None if answer is None else str(answer),
+            "weight": weight,
         }
         named = {getattr(self, name) or name for name in ("id", "source", "answer")}
         beside = {self.system or "system", self.tools or "tools", "chat_template_kwargs"}

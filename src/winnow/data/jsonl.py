@@ -51,8 +51,8 @@ def jsonl_corpus(
 
     Rows are prompt and response, chats (``messages``, ShareGPT), alpaca's instruction and output, or plain text; see
     :mod:`winnow.data.shapes`. A record may also have ``id`` (unique; file name and line otherwise), ``source``,
-    ``answer`` (or ``meta.answer``), ``weight`` (0 or 1), ``tools``, and the hidden labels ``group`` and ``noise``. A
-    record with an empty response is left out and counted; one with an empty prompt is plain text.
+    ``answer`` (or ``meta.answer``), ``weight`` (0 or more), ``tools``, and the hidden labels ``group`` and ``noise``.
+    A record with an empty response is left out and counted; one with an empty prompt is plain text.
 
     Args:
         stream: file, folder or pattern of candidates, or a list of these; relative to the folder the program was

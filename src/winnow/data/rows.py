@@ -24,13 +24,14 @@ from winnow.data.scoring import scorer_for
 from winnow.data.table import ExampleTable, Writer
 from winnow.data.tally import Tally
 from winnow.data.turn_keys import TurnKeys
+from winnow.data.weight import say_weights, unweighted
 from winnow.records.shown import shown
 from winnow.records.strict_json import write_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-FORMAT = 2
+FORMAT = 3
 """Changes where the same file is read otherwise than before, so that nothing older is taken from the cache."""
 CACHED_FROM = 1 << 24
 """Bytes of a split from which on what was read is kept in a file."""
@@ -107,7 +108,9 @@ class Reader:
     cache_dir: Path | None = None
     turns: TurnKeys = field(default_factory=TurnKeys)
 
-    def read(self, source: Source, fields: Fields, key: str, limit: int | None = None) -> ExampleTable:
+    def read(
+        self, source: Source, fields: Fields, key: str, limit: int | None = None, weighed: bool = True
+    ) -> ExampleTable:
         """Read a split; rows with an empty response or weight 0 are left out and counted.
 
         Args:
@@ -115,6 +118,7 @@ class Reader:
             fields: how they are read.
             key: the config key they come from, for messages and counts.
             limit: most examples to keep; None for all.
+            weighed: whether rows may have a weight other than 0 and 1.
 
         Returns:
             The examples, ids distinct.
@@ -125,6 +129,8 @@ class Reader:
         """
         found = self._cached(source, fields, key, limit)
         table = self._distinct(found, key)
+        if not weighed:
+            table = unweighted(table, key, self.rejects)
         self.rejects.settle(key)
         if not len(table):
             why = [
@@ -132,6 +138,7 @@ class Reader:
             ]
             why += [f"{self.rejects.of(key)} that cannot be used"] * bool(self.rejects.of(key))
             raise ValueError(f"{key} gives no examples{'; left out: ' if why else ''}{', '.join(why)}")
+        say_weights(table, key)
         return table
 
     def _cached(self, source: Source, fields: Fields, key: str, limit: int | None) -> ExampleTable:
@@ -278,7 +285,8 @@ def build_corpus(
     for name, rows in targets.items():
         key = f"data.corpus.targets.{name}"
         how = options(Fields, {**(fields or {}), **(rows.fields or {})}, f"{key}.fields")
-        val, test = reader.read(rows.val, how, f"{key}.val"), reader.read(rows.test, how, f"{key}.test")
+        val = reader.read(rows.val, how, f"{key}.val", weighed=False)
+        test = reader.read(rows.test, how, f"{key}.test", weighed=False)
         built.append(Target(name, val, test, scorer_for(rows.score, test, key), rows.weight, rows.max_new_tokens))
     kept, built, dropped = check_disjoint(examples, built, on_overlap)
     return Corpus(Listed(kept), built, {**reader.report, **dropped}, reader.rejects, reader.turns)

@@ -18,6 +18,7 @@ from winnow.data.example import Corpus, Example, Stream
 from winnow.data.pack import Packed
 from winnow.data.rejects import placed
 from winnow.data.turns import Turns, rows_per_target
+from winnow.data.weight import weights_of
 from winnow.records.shown import shown
 
 TARGET_ORDERS = ("shared", "round_robin")
@@ -209,10 +210,10 @@ class StepData(Dataset):
             return encode(example, self.tokenizer, self.max_length, self.encoding)
 
     def _pool(self, drawn: Sequence[tuple[Example, Encoded]]) -> dict[str, Any]:
-        rows = [row for _, row in drawn]
+        examples, rows = [example for example, _ in drawn], [row for _, row in drawn]
         return {
-            "pool": collate(rows, self.pad),
-            "meta": describe([example for example, _ in drawn]),
+            "pool": {**collate(rows, self.pad), **weights_of(examples)},
+            "meta": describe(examples),
             "truncated": torch.tensor([row.truncated for row in rows]),
         }
 

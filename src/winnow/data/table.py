@@ -23,6 +23,7 @@ SCHEMA = pa.schema([
         (name, pa.large_string())
         for name in ("id", "source", "prompt", "response", "chat", "answer", "labels", "where")
     ),
+    ("weight", pa.float64()),
     ("content", pa.int64()),
     ("key", pa.int64()),
 ])
@@ -59,7 +60,7 @@ class Writer:
         labels = json.dumps(dict(example.labels)) if example.labels else None
         self._rows.append((
             example.id, example.source, example.prompt, example.response, chat, example.answer, labels, where,
-            digest(content_of(example)), digest(example.id),
+            example.weight, digest(content_of(example)), digest(example.id),
         ))  # fmt: skip
         if len(self._rows) >= BATCH:
             self._flush()
@@ -156,8 +157,9 @@ class ExampleTable(Sequence[Example]):
         return position if self.rows is None else int(self.rows[position])
 
     def _examples(self, start: int, count: int) -> Iterator[Example]:
-        columns = {name: self.table.column(name).slice(start, count).to_pylist() for name in SCHEMA.names[:7]}
-        for id_, source, prompt, response, chat, answer, labels in zip(*columns.values(), strict=True):
+        names = [*SCHEMA.names[:7], "weight"]
+        columns = [self.table.column(name).slice(start, count).to_pylist() for name in names]
+        for id_, source, prompt, response, chat, answer, labels, weight in zip(*columns, strict=True):
             messages, tools, template = (None, None, {}) if chat is None else json.loads(chat)
             yield Example(
                 id_, source, prompt, response,
@@ -166,6 +168,7 @@ class ExampleTable(Sequence[Example]):
                 answer=answer,
                 tools=None if tools is None else tuple(tools),
                 template=template,
+                weight=weight,
             )  # fmt: skip
 
     def __iter__(self) -> Iterator[Example]:
@@ -199,10 +202,10 @@ class ExampleTable(Sequence[Example]):
         return ExampleTable(self.table, self.path, positions if self.rows is None else self.rows[positions])
 
     def numbers(self, column: str) -> np.ndarray:
-        """Digests of all examples.
+        """Digests or weights of all examples.
 
         Args:
-            column: ``content``, of what two are the same by, or ``key``, of the id.
+            column: ``content``, of what two are the same by, ``key``, of the id, or ``weight``.
 
         Returns:
             As many 64-bit numbers as examples.

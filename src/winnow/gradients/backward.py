@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from winnow.gradients.capture import Capture, OnGradient
 from winnow.lm.forward import Forward
-from winnow.lm.layout import Batch, response_tokens, right_padded
+from winnow.lm.layout import Batch, response_tokens, right_padded, weighed
 from winnow.lm.packing import Packing
 from winnow.lm.passes import CAPTURED
 
@@ -24,7 +24,7 @@ def backward_through(
     counts: Callable[[Tensor], Tensor] = torch.isfinite,
     hold: bool = False,
 ) -> Float[Tensor, " batch"]:
-    """Losses of a batch, and the gradients of those that are finite.
+    """Losses of a batch, and the gradients of those that are finite, each times its row's weight.
 
     A batch that is laid in rows goes padded after all where a loss is not finite, which may have spoilt its neighbours
     in the row, or where rows are as long as there are attention heads.
@@ -38,7 +38,7 @@ def backward_through(
         hold: call ``on_gradient`` after the backward.
 
     Returns:
-        The losses, detached.
+        The losses, detached and without weights.
     """
     batch = right_padded(batch)
     rows = forward.rows(batch)
@@ -67,5 +67,5 @@ def _through(
             return None
         valid = counts(losses.detach())
         if bool(valid.any()):
-            capture.backward(torch.where(valid, losses, 0).sum(), valid)
+            capture.backward(weighed(torch.where(valid, losses, 0), batch).sum(), valid)
         return losses.detach()

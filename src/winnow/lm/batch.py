@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from winnow.lm.layout import KEYS, Batch, response_tokens, right_padded
+from winnow.lm.layout import KEYS, WEIGHT, Batch, response_tokens, right_padded, weights_beside
 from winnow.lm.losses import IGNORE
 
 
@@ -22,14 +22,19 @@ def concatenate(first: Batch, second: Batch) -> dict[str, Tensor]:
         second: another.
 
     Returns:
-        ``input_ids``, ``attention_mask`` and ``labels`` of both.
+        ``input_ids``, ``attention_mask`` and ``labels`` of both, and ``row_weight`` where one of them has it.
     """
     length = max(first["input_ids"].shape[1], second["input_ids"].shape[1])
     fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE}
-    return {
-        key: torch.cat([F.pad(batch[key], (0, length - batch[key].shape[1]), value=value) for batch in (first, second)])
+    both = (first, second)
+    joined = {
+        key: torch.cat([F.pad(batch[key], (0, length - batch[key].shape[1]), value=value) for batch in both])
         for key, value in fill.items()
     }
+    if WEIGHT in first or WEIGHT in second:
+        like = first[WEIGHT] if WEIGHT in first else second[WEIGHT]
+        joined[WEIGHT] = torch.cat([batch.get(WEIGHT, like.new_ones(len(batch["labels"]))) for batch in both])
+    return joined
 
 
 @dataclass(frozen=True)
@@ -115,4 +120,4 @@ def pieces(batch: Batch, size: int | None) -> Iterator[tuple[slice, Batch]]:
     for start in range(0, total, size):
         rows = slice(start, min(start + size, total))
         length = max(1, int(batch["attention_mask"][rows].sum(1).max()))
-        yield rows, {key: batch[key][rows, :length] for key in KEYS}
+        yield rows, {key: batch[key][rows, :length] for key in KEYS} | weights_beside(batch, rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from winnow.lm.layout import KEYS, Batch, right_padded
+from winnow.lm.layout import KEYS, Batch, right_padded, weights_beside
 from winnow.lm.losses import IGNORE
 
 
@@ -27,7 +27,7 @@ def cropped(batch: Batch, max_tokens: int) -> dict[str, Tensor]:
     """
     if max_tokens < 2:
         raise ValueError(f"scoring.max_tokens must be at least 2, or null for whole examples, got {max_tokens}")
-    batch = {key: right_padded(batch)[key] for key in KEYS}
+    batch = right_padded(batch)
     width = batch["input_ids"].shape[1]
     lengths = batch["attention_mask"].sum(1)
     labelled = batch["labels"] != IGNORE
@@ -39,4 +39,5 @@ def cropped(batch: Batch, max_tokens: int) -> dict[str, Tensor]:
     kept = {key: batch[key].gather(1, places.clamp_max(width - 1)) for key in KEYS}
     blank = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE}
     longest = max(int(inside.sum(1).max()), 1)
-    return {key: torch.where(inside, value, blank[key])[:, :longest] for key, value in kept.items()}
+    short = {key: torch.where(inside, value, blank[key])[:, :longest] for key, value in kept.items()}
+    return short | weights_beside(batch)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from winnow.lm.nll import IGNORE
 
 KEYS = ("input_ids", "attention_mask", "labels")
+WEIGHT = "row_weight"
+"""Key that a batch may have beside these: what each example's loss is multiplied by, [batch], >= 0; else one."""
 
 
 def positions(
@@ -35,7 +37,7 @@ def right_padded(batch: Mapping[str, Tensor], name: str = "batch") -> Mapping[st
 
     Args:
         batch: ``input_ids``, ``attention_mask`` and ``labels``, with padding on the left, on the right, on both sides
-            or between tokens; ``position_ids``, if given, must be those the mask says.
+            or between tokens; ``position_ids``, if given, must be those the mask says. ``row_weight`` goes with it.
         name: what to call the batch in messages.
 
     Returns:
@@ -50,6 +52,8 @@ def right_padded(batch: Mapping[str, Tensor], name: str = "batch") -> Mapping[st
     behind = mask[:, 1:] & ~mask[:, :-1]
     odd = (batch["attention_mask"] > 1) | (batch["attention_mask"] < 0) | (labelled & ~mask)
     odd = odd.any() if "position_ids" not in batch else odd.any() | _miscounted(batch, mask)
+    if WEIGHT in batch:
+        odd = odd | ~((batch[WEIGHT] >= 0) & batch[WEIGHT].isfinite()).all()
     apart = bool(behind.any() | odd)  # one wait for a GPU in the usual case
     if apart and bool(odd):
         raise ValueError(_complaint(batch, mask, labelled, name))
@@ -58,7 +62,7 @@ def right_padded(batch: Mapping[str, Tensor], name: str = "batch") -> Mapping[st
     if not apart:
         return batch
     order = (~mask).long().argsort(dim=1, stable=True)[:, : max(1, int(mask.sum(1).max()))]
-    return {key: batch[key].gather(1, order) for key in KEYS}
+    return {key: batch[key].gather(1, order) for key in KEYS} | weights_beside(batch)
 
 
 def take(batch: Mapping[str, Tensor], index: Int[Tensor, " kept"]) -> dict[str, Tensor]:
@@ -74,7 +78,33 @@ def take(batch: Mapping[str, Tensor], index: Int[Tensor, " kept"]) -> dict[str, 
     batch = right_padded(batch)
     rows = {key: batch[key][index] for key in KEYS}
     length = int(rows["attention_mask"].sum(1).max()) if len(index) else 0
-    return {key: value[:, : max(length, 1)] for key, value in rows.items()}
+    return {key: value[:, : max(length, 1)] for key, value in rows.items()} | weights_beside(batch, index)
+
+
+def weights_beside(batch: Mapping[str, Tensor], rows: Tensor | slice = slice(None)) -> dict[str, Tensor]:
+    """The weights of some rows, for another batch of them.
+
+    Args:
+        batch: a batch.
+        rows: which of its rows.
+
+    Returns:
+        ``row_weight``; nothing where the batch has none.
+    """
+    return {WEIGHT: batch[WEIGHT][rows]} if WEIGHT in batch else {}
+
+
+def weighed(losses: Float[Tensor, " batch"], batch: Mapping[str, Tensor]) -> Float[Tensor, " batch"]:
+    """Losses as gradients are taken of them: each times its row's weight.
+
+    Args:
+        losses: one per example.
+        batch: the examples.
+
+    Returns:
+        The losses themselves where the batch has no weights.
+    """
+    return losses * batch[WEIGHT].to(losses) if WEIGHT in batch else losses
 
 
 def _check_shapes(batch: Mapping[str, Tensor], name: str) -> None:
@@ -93,6 +123,9 @@ def _check_shapes(batch: Mapping[str, Tensor], name: str) -> None:
         )
     if 0 in shapes["input_ids"]:
         raise ValueError(f"the {name} is empty: input_ids is {shapes['input_ids']}")
+    weight = batch.get(WEIGHT)
+    if weight is not None and (weight.shape != (shapes["labels"][0],) or not weight.is_floating_point()):
+        raise ValueError(f"{WEIGHT} of the {name} must be a number for each of its {shapes['labels'][0]} rows")
 
 
 def _miscounted(batch: Mapping[str, Tensor], mask: Tensor) -> Tensor:
@@ -109,6 +142,8 @@ def _complaint(batch: Mapping[str, Tensor], mask: Tensor, labelled: Tensor, name
             f"{len(hidden)} rows of the {name} have labels where attention_mask is 0 (row {hidden[0]} first): set "
             f"labels to {IGNORE} there, or attention_mask to 1"
         )
+    if WEIGHT in batch and not bool(((batch[WEIGHT] >= 0) & batch[WEIGHT].isfinite()).all()):
+        return f"{WEIGHT} of the {name} must be finite numbers of 0 or more, got {batch[WEIGHT].tolist()[:5]}"
     mask_values = batch["attention_mask"].unique().tolist()
     if not set(mask_values) <= {0, 1}:
         return f"attention_mask of the {name} must be of zeros and ones, got {mask_values[:5]}"
@@ -119,7 +154,8 @@ def _complaint(batch: Mapping[str, Tensor], mask: Tensor, labelled: Tensor, name
 
 
 Batch = Mapping[str, Tensor]
-"""``input_ids``, ``attention_mask``, ``labels``: each Int[batch tokens]; labels are -100 where there is no loss."""
+"""``input_ids``, ``attention_mask``, ``labels``: each Int[batch tokens]; labels are -100 where there is no loss.
+``row_weight``, where there is one, is Float[batch]."""
 
 
 def response_mask(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from winnow.data import Corpus, Example, SelectionDataModule, collate
 from winnow.data.encode import describe, pad_token_id
+from winnow.data.weight import weights_of
 from winnow.lm.batch import TargetBatch
 from winnow.lm.layout import response_tokens
 from winnow.offline.checkpoints import Checkpoint, read_checkpoints, warm_up
@@ -130,9 +131,10 @@ class Stream:
         """
         size, said, whole = int(self.data.steps.pool_size), 0, len(self.rows)
         for start in range(0, whole, size):
-            batch = collate(self.rows[start : start + size], pad_token_id(self.data.tokenizer))
+            examples = self.examples[start : start + size]
+            batch = collate(self.rows[start : start + size], pad_token_id(self.data.tokenizer)) | weights_of(examples)
             batch = {name: value.to(self.device) for name, value in batch.items()}
-            yield batch, describe(self.examples[start : start + size])
+            yield batch, describe(examples)
             if LINES * (start + size) // whole > said:
                 said = LINES * (start + size) // whole
                 log.info("%s: %d of %d candidates", self.cfg.name, min(start + size, whole), whole)

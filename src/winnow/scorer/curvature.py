@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from winnow.lm.batch import TargetBatch
 from winnow.lm.forward import Forward
-from winnow.lm.layout import KEYS, Batch
+from winnow.lm.layout import KEYS, Batch, weighed, weights_beside
 
 
 def pool_curvature(
@@ -36,7 +36,8 @@ def pool_curvature(
     held, weight = list(parameters.values()), target.share
     # Fused attention kernels have no second derivative.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        losses = forward.losses(_rows(pool, usable))
+        rows = _rows(pool, usable)
+        losses = weighed(forward.losses(rows), rows)
         total = torch.autograd.grad(losses[losses.isfinite()].sum(), held, allow_unused=True)
         losses = forward.losses(_rows(target.tokens, weight > 0))
         loss = (losses * weight[weight > 0].to(losses.dtype)).sum()
@@ -78,4 +79,4 @@ def scored_curvature(
 
 
 def _rows(batch: Batch, index: Tensor) -> dict[str, Tensor]:
-    return {key: batch[key][index] for key in KEYS}
+    return {key: batch[key][index] for key in KEYS} | weights_beside(batch, index)

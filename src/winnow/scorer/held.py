@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from winnow.gradients.factors.base import Factor
-from winnow.lm.layout import KEYS, Batch
+from winnow.lm.layout import KEYS, Batch, weights_beside
 from winnow.selection import Selection
 
 ANOTHER = (
@@ -38,7 +38,7 @@ class HeldFactors:
         """Whether the optimizer has made a step since: fused ones move parameters without a trace in them."""
         self.factors: dict[str, Factor] = {}
         """By parameter, until they are used up."""
-        self._pool = {key: pool[key] for key in KEYS}
+        self._pool = {key: pool[key] for key in KEYS} | weights_beside(pool)
         self._pool_stamps = _stamps(self._pool.values())
         self._named = dict(model.named_parameters())
         self._stamps = _stamps(self._named.values())

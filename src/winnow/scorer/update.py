@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from winnow.lm.forward import Forward
-from winnow.lm.layout import Batch, take
+from winnow.lm.layout import Batch, take, weighed
 from winnow.lm.passes import TRAINED, Pass
 from winnow.selection import Selection
 
@@ -26,13 +26,13 @@ def weighted_backward(
     micro_batch: int | None = None,
     passes: list[Pass] | None = None,
 ) -> tuple[Selection, Float[Tensor, " pool"]]:
-    """Add the gradient of (1/k) sum_i w_i l_i over the kept candidates to ``.grad``.
+    """Add the gradient of (1/k) sum_i w_i r_i l_i over the kept candidates to ``.grad``, r the rows' own weights.
 
     A kept candidate whose loss turns out not to be finite is left out, and the rest goes again.
 
     Args:
         model: a causal language model, in the state it is trained in (dropout on).
-        pool: the B candidates that the selection was made from.
+        pool: the B candidates that the selection was made from; ``row_weight`` is one where it has none.
         selection: kept candidates and their weights.
         reduction: an example's loss is the ``mean`` or the ``sum`` of its response tokens' losses.
         backward: what to call with the loss; Lightning's ``manual_backward``, for example.
@@ -65,7 +65,7 @@ def backward_of(
         found[selection.index.cpu()] = losses.detach().cpu().type(found.dtype)
         finite = losses.detach().isfinite()
         if bool(finite.all()):
-            backward((losses * selection.weight.to(device)).sum() / len(selection))
+            backward((weighed(losses, kept) * selection.weight.to(device)).sum() / len(selection))
             break
         log.warning("%d kept candidates without a finite loss left out of the update", int((~finite).sum()))
         finite = finite.to(selection.index.device)
