@@ -91,6 +91,8 @@ def batches(step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Pool and target of a step, ragged."""
     lengths = [4 + (step * 5 + at * 3) % 9 for at in range(POOL)]
     pool = ragged(lengths, seed=10 + step)
+    if step % 2:
+        pool["row_weight"] = torch.linspace(0.5, 2, POOL, dtype=torch.float64)
     if step == NOTHING_THERE:
         pool["labels"][: -(-POOL // 4)] = -100
     target = ragged([5 + (step + at) % 6 for at in range(TARGET)], seed=50 + step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from winnow.lm.batch import TargetBatch
-from winnow.lm.layout import KEYS, Batch
+from winnow.lm.layout import KEYS, Batch, weights_beside
 from winnow.lm.losses import IGNORE
 from winnow.parallel.ranks import Ranks
 
@@ -21,14 +21,15 @@ def part_of(batch: Batch, ranks: Ranks) -> Batch:
         ``ranks.share`` rows; those that are missing are copies of the first one without a response token.
     """
     rows = ranks.rows(len(batch["labels"]))
-    own = {key: batch[key][rows] for key in KEYS}
+    own = {key: batch[key][rows] for key in KEYS} | weights_beside(batch, rows)
     missing = ranks.share(len(batch["labels"])) - len(own["labels"])
     if missing:
         blank = {key: batch[key][:1].expand(missing, -1) for key in KEYS}
         blank["labels"] = torch.full_like(blank["labels"], IGNORE)
-        own = {key: torch.cat([own[key], blank[key]]) for key in KEYS}
+        blank |= {key: value[:1].expand(missing) for key, value in weights_beside(batch).items()}
+        own = {key: torch.cat([own[key], blank[key]]) for key in own}
     length = max(1, int(own["attention_mask"].sum(1).max()))
-    return {key: value[:, :length] for key, value in own.items()}
+    return {key: value[:, :length] if key in KEYS else value for key, value in own.items()}
 
 
 def target_part(target: TargetBatch, ranks: Ranks) -> TargetBatch:

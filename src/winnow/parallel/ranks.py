@@ -42,7 +42,8 @@ class Ranks:
         self.send_in(wire)
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        device = "cpu" if "gloo" in dist.get_backend(group) else f"cuda:{torch.cuda.current_device()}"
+        # Of a group of both, what has no device of its own goes over gloo.
+        device = f"cuda:{torch.cuda.current_device()}" if dist.get_backend(group) == "nccl" else "cpu"
         self.device = torch.device(device)
         """Where what has no device of its own is sent from."""
         self.bytes = 0
