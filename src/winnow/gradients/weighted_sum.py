@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ def weighted_sum(
     batch: Batch,
     size: int,
     weight: Float[Tensor, " batch"] | None = None,
+    spend: Callable[[float], None] = lambda _: None,
 ) -> tuple[Float[Tensor, " batch"], dict[str, Tensor]]:
     """sum_i weight_i g_i over the examples of finite loss, without a graph of more than a few.
 
@@ -31,6 +32,7 @@ def weighted_sum(
         batch: the examples.
         size: examples at a time.
         weight: of each example, >= 0; those of weight zero are not looked at. One each if omitted.
+        spend: told the multiplications that adding gradients up takes.
 
     Returns:
         The losses, and the sum by name; a parameter that no loss reached is missing.
@@ -45,6 +47,7 @@ def weighted_sum(
             return losses.isfinite() & (share > 0)
 
         def add(name: str, factor: Factor, share: Tensor = share) -> None:
+            spend(factor.combining)
             part = factor.to(accumulation_dtype(factor.dtype)).combine(share)
             total[name] = total[name] + part if name in total else part
 

@@ -10,6 +10,8 @@ from winnow.lm.layout import Batch, response_mask
 
 FORWARD, CAPTURED, TRAINED = "forward", "captured", "trained"
 """A forward alone; with a backward that hands over per-example gradients; with autograd's, weight gradients and all."""
+SUMMED, CURVED = "summed", "curved"
+"""With autograd's gradient of the scored parameters; with a derivative of that gradient, through both of them."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Pass:
     """One pass of a batch.
 
     Args:
-        kind: ``forward`` | ``captured`` | ``trained``.
+        kind: ``forward`` | ``captured`` | ``trained`` | ``summed`` | ``curved``.
         rows: of the batch.
         length: of a row, padding included.
         columns: positions of a row that logits are computed at.

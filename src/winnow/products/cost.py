@@ -90,6 +90,26 @@ class Work:
         self.multiplications = 0.0
         self.others = 0
 
+    def spend(self, multiplications: float) -> None:
+        """Count what is done beside a parameter's products.
+
+        Args:
+            multiplications: of matrix products.
+        """
+        self.multiplications += multiplications
+
+    def beside(self, factor: Factor, targets: int, tasks: int, curved: bool) -> None:
+        """Count what is taken of a parameter beside K, b and norms.
+
+        Args:
+            factor: gradients of the candidates.
+            targets: target examples whose gradient was taken, once for every task.
+            tasks: target tasks that candidates met one by one.
+            curved: whether they met a product with the Hessian, too.
+        """
+        each = factor.combining
+        self.spend(each * (tasks * (1 + targets / max(len(factor), 1)) + curved))
+
     def note(
         self,
         kind: str,

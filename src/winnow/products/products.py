@@ -71,6 +71,8 @@ class Products:
                 sums.task_squares[number] += tau.square().sum()
         if sums.curvature is not None and parcel.hvp is not None:
             sums.curvature[parcel.rows] += factor.inner(parcel.hvp)
+        if self.way.work is not None:
+            self.way.work.beside(factor, parcel.targets, len(parcel.by_task), parcel.hvp is not None)
         self.way.add(parcel)
 
     def join(self, gather: Callable[[Tensor], Tensor]) -> None:

@@ -70,7 +70,7 @@ class Stored(Way):
                 for others, right in pieces[number:]:
                     block = left @ right.T
                     if self.work is not None:
-                        self.work.multiplications += float(left.numel() * len(right))
+                        self.work.spend(float(left.numel() * len(right)))
                     gram[rows, others] += block
                     if others != rows:
                         gram[others, rows] += block.T

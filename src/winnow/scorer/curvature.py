@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from winnow.lm.batch import TargetBatch
 from winnow.lm.forward import Forward
 from winnow.lm.layout import KEYS, Batch, weighed, weights_beside
+from winnow.lm.passes import CURVED, SUMMED
 
 
 def pool_curvature(
@@ -34,19 +36,40 @@ def pool_curvature(
         H v by parameter, in the parameters' own precision; parameters with H v = 0 by construction are absent.
     """
     held, weight = list(parameters.values()), target.share
-    # Fused attention kernels have no second derivative.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with twice():
         rows = _rows(pool, usable)
-        losses = weighed(forward.losses(rows), rows)
+        losses = weighed(forward.losses(rows, SUMMED), rows)
         total = torch.autograd.grad(losses[losses.isfinite()].sum(), held, allow_unused=True)
-        losses = forward.losses(_rows(target.tokens, weight > 0))
-        loss = (losses * weight[weight > 0].to(losses.dtype)).sum()
-        first = torch.autograd.grad(loss, held, create_graph=True, allow_unused=True)
-        pairs = zip(first, total, strict=True)
-        terms = [(mine * other).sum() for mine, other in pairs if mine is not None and other is not None]
-        forward.passes.extend([forward.passes[-1]] * 2)  # the second derivative goes back through both of them
-        second = torch.autograd.grad(torch.stack(terms).sum(), held, allow_unused=True)
+        losses = forward.losses(_rows(target.tokens, weight > 0), CURVED)
+        second = product((losses * weight[weight > 0].to(losses.dtype)).sum(), held, total)
     return {name: value.detach() for name, value in zip(parameters, second, strict=True) if value is not None}
+
+
+@contextmanager
+def twice() -> Iterator[None]:
+    """Autograd that can go back twice: fused attention kernels have no second derivative."""
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def product(
+    loss: Float[Tensor, ""], held: Sequence[nn.Parameter], vector: Sequence[Tensor | None] | None = None
+) -> Sequence[Tensor | None]:
+    """H v of a loss, by double backward.
+
+    Args:
+        loss: with its graph, made in :func:`twice`.
+        held: the parameters of H.
+        vector: v by parameter, None where it is zero; the loss's own gradient if omitted.
+
+    Returns:
+        H v by parameter, None where it is zero by construction.
+    """
+    first = torch.autograd.grad(loss, held, create_graph=True, allow_unused=True)
+    vector = [None if one is None else one.detach() for one in first] if vector is None else vector
+    pairs = zip(first, vector, strict=True)
+    terms = [(mine * other).sum() for mine, other in pairs if mine is not None and other is not None]
+    return torch.autograd.grad(torch.stack(terms).sum(), held, allow_unused=True)
 
 
 def scored_curvature(

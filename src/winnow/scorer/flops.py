@@ -10,27 +10,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from winnow.gradients.backward import backward_through
 from winnow.lm.forward import Forward
-from winnow.lm.losses import example_losses
-from winnow.lm.passes import CAPTURED, FORWARD, TRAINED, Pass
+from winnow.lm.passes import FORWARD, TRAINED, Pass
 from winnow.lm.quiet import quiet
 from winnow.scorer.flop_counter import counted
+from winnow.scorer.probes import INPUTS, probe
 
 log = logging.getLogger(__name__)
 
 PROBES = ((1, 8, 2), (1, 16, 2), (1, 16, 6), (2, 12, 4))
 """Rows, length and logit positions of the batches that are counted; the last one checks the others."""
 DOUBT = 0.01
-INPUTS = "inputs"
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ class Rates:
             layers, attention = self[FORWARD].of(one)
             flops.forward += layers
             if one.kind != FORWARD:
-                back, more = self[INPUTS if one.kind == TRAINED else CAPTURED].of(one)
+                back, more = self[INPUTS if one.kind == TRAINED else one.kind].of(one)
                 flops.backward += back
                 attention += more
             if one.kind == TRAINED:
@@ -126,7 +123,7 @@ class Rates:
         """Of a forward, or of the backward of another kind alone.
 
         Args:
-            kind: of a pass; ``inputs`` is the backward of an update without its weight gradients.
+            kind: of a pass, or ``INPUTS``: the backward of an update without its weight gradients.
 
         Returns:
             The rate; NaN, with a warning, where a model cannot be counted.
@@ -134,35 +131,16 @@ class Rates:
         if kind not in self._known:
             try:
                 with quiet(self._forward.model):
-                    whole = self._rate(self._run(kind))
+                    whole = self._rate(probe(self._forward, self._parameters, kind))
             except Exception as error:  # training goes on whatever a model does with a batch of a few tokens
                 log.warning("budget/flops is not known: the operations of this model cannot be counted: %s", error)
                 whole = Rate(*[math.nan] * 3)
             self._known[kind] = whole if kind == FORWARD else whole - self[FORWARD]
         return self._known[kind]
 
-    def _run(self, kind: str) -> Callable[[dict[str, Tensor]], Any]:
-        forward = Forward(self._forward.model, self._forward.reduction)
-        trained = {name: held for name, held in forward.model.named_parameters() if held.requires_grad}
-
-        def alone(batch: dict[str, Tensor]) -> None:
-            with torch.no_grad():
-                example_losses(forward.model, batch)
-
-        def update(batch: dict[str, Tensor]) -> None:
-            with _stand_ins(forward.model) as others, torch.enable_grad():
-                loss = example_losses(forward.model, batch).sum()
-                torch.autograd.grad(loss, others, allow_unused=True)
-
-        def captured(batch: dict[str, Tensor]) -> None:
-            # Per-example gradients of all that is trained take a backward to the same inputs and no weight gradient.
-            backward_through(forward, trained if kind == INPUTS else self._parameters, batch, lambda *_: None)
-
-        return {FORWARD: alone, TRAINED: update}.get(kind, captured)
-
     def _rate(self, run: Callable[[dict[str, Tensor]], Any]) -> Rate:
         run(self._batch(*PROBES[0]))  # what is looked at once, such as a layer's closed form, is no part of a pass
-        found = [counted(lambda probe=probe: run(self._batch(*probe))) for probe in PROBES]  # type: ignore[misc]
+        found = [counted(lambda size=size: run(self._batch(*size))) for size in PROBES]  # type: ignore[misc]
         sizes = [(rows * length, rows * length**2, rows * columns) for rows, length, columns in PROBES]
         known = torch.tensor(sizes[:-1], dtype=torch.float64)
         rate = torch.linalg.solve(known, torch.tensor(found[:-1], dtype=torch.float64)).tolist()
@@ -181,22 +159,3 @@ class Rates:
         labels = torch.full_like(ids, -100)
         labels[:, -columns:] = 0
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-
-
-@contextmanager
-def _stand_ins(model: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Other parameters on the same numbers: what listens to a parameter's gradient is not to hear of this one."""
-    held = {
-        (module, name): parameter
-        for module in model.modules()
-        for name, parameter in module._parameters.items()
-        if parameter is not None and parameter.requires_grad
-    }
-    others = {id(one): nn.Parameter(one.detach()) for one in held.values()}
-    try:
-        for (module, name), one in held.items():
-            module._parameters[name] = others[id(one)]
-        yield list(others.values())
-    finally:
-        for (module, name), one in held.items():
-            module._parameters[name] = one

@@ -16,6 +16,7 @@ from winnow.gradients.weighted_sum import weighted_sum
 from winnow.lm.batch import TargetBatch, pieces
 from winnow.lm.layout import Batch
 from winnow.products.cost import Work
+from winnow.products.metered import metered
 from winnow.products.mode import STORED_NUMBERS
 from winnow.products.parcel import Parcel, Tau
 from winnow.products.products import Products
@@ -44,13 +45,16 @@ def score_in_pieces(
     Raises:
         TargetNotFinite: the target's loss or gradient is not finite.
     """
-    taus = None if target is None else _staged(scope, target, micro_batch)
+    taus = None if target is None else _staged(scope, target, micro_batch, work)
 
     def means(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        losses, total = weighted_sum(scope.forward, parameters, pool, micro_batch)
+        losses, total = weighted_sum(scope.forward, parameters, pool, micro_batch, spend=work.spend)
         return {name: gradient / losses.isfinite().sum() for name, gradient in total.items()}
 
-    by_name = preconditioners(scope.geometry, scope.parameters, means)
+    by_name = {
+        name: metered(preconditioner, scope.parameters[name].numel(), work)
+        for name, preconditioner in preconditioners(scope.geometry, scope.parameters, means).items()
+    }
     size, device = len(pool["labels"]), pool["labels"].device
     products: Products | None = None
     found: list[Tensor] = []
@@ -107,9 +111,9 @@ def preconditioners(
     return found
 
 
-def _staged(scope: Scope, target: TargetBatch, micro_batch: int) -> dict[str, Tensor]:
+def _staged(scope: Scope, target: TargetBatch, micro_batch: int, work: Work) -> dict[str, Tensor]:
     """The target's gradient by parameter, as it is to be used now."""
-    losses, total = weighted_sum(scope.forward, scope.parameters, target.tokens, micro_batch, target.share)
+    losses, total = weighted_sum(scope.forward, scope.parameters, target.tokens, micro_batch, target.share, work.spend)
     scope.check_target(losses, target.share)
     if not all(bool(gradient.isfinite().all()) for gradient in total.values()):
         raise TargetNotFinite("the target gradient is not finite")

@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from winnow.geometry.base import Preconditioner
 from winnow.gradients.factors.base import Factor
 from winnow.gradients.factors.precision import accumulation_dtype
 from winnow.lm.batch import TargetBatch, concatenate
 from winnow.lm.layout import Batch
 from winnow.products.cost import Work
+from winnow.products.metered import metered
 from winnow.products.parcel import Parcel, Tau
 from winnow.products.products import Products
 from winnow.scorer.held import HeldFactors
@@ -89,9 +91,7 @@ class Visit:
         if name not in self.scope.parameters:
             return
         candidates = candidates.to(accumulation_dtype(factor.dtype))
-        preconditioner = self.ready.get(name) or self.scope.geometry.preconditioner(
-            self.scope.parameters[name], name, lambda: candidates.combine(self.share)
-        )
+        preconditioner = self.ready.get(name) or self._preconditioner(name, candidates)
         tau = self._tau(name, candidates, factor) if self.needs.target else None
         self.taken(factor.dtype).add(
             Parcel(
@@ -119,6 +119,15 @@ class Visit:
             tasks, mode, device = self.scope.target.tasks, self.scope.mode, self.device
             self.products = Products(self.needs, self.size, dtype, device, mode, tasks=tasks, work=self.work)
         return self.products
+
+    def _preconditioner(self, name: str, candidates: Factor) -> Preconditioner:
+        parameter = self.scope.parameters[name]
+
+        def mean() -> Tensor:
+            self.work.spend(candidates.combining)
+            return candidates.combine(self.share)
+
+        return metered(self.scope.geometry.preconditioner(parameter, name, mean), parameter.numel(), self.work)
 
     def _examples(self, factor: Factor) -> Factor:
         return factor.examples(slice(self.size, self.total)).to(accumulation_dtype(factor.dtype))

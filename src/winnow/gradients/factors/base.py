@@ -140,6 +140,14 @@ class Factor(ABC):
         """Multiplications that :meth:`combine` or :meth:`inner` of all examples takes."""
         return self.forming
 
+    def multiplying(self, right: bool) -> float:
+        """Multiplications that :meth:`multiply_left`, or :meth:`multiply_right`, takes beside forming the gradients.
+
+        Args:
+            right: of the latter.
+        """
+        return float(len(self) * self.shape.numel() * self.shape[-1 if right else 0])
+
     @property
     def paired(self) -> bool:
         """Whether the outer products of :meth:`sides` are all there is of the gradients."""

@@ -121,6 +121,10 @@ class OuterProduct(Formed):
         left, right = self.sides()
         return OuterProduct(left, right @ matrix)
 
+    def multiplying(self, right: bool) -> float:
+        """A product of every token's own side."""
+        return float(len(self) * self.length * self.shape[1 if right else 0] ** 2)
+
     @property
     def length(self) -> int:
         """Tokens T."""

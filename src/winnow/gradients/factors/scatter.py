@@ -99,6 +99,10 @@ class Scatter(Formed):
         """G_i A."""
         return Scatter(self.tokens, self.values @ matrix, self.size)
 
+    def multiplying(self, right: bool) -> float:
+        """From the right, a product of every token's output gradient."""
+        return float(self.values.numel() * self.shape[1]) if right else super().multiplying(right)
+
     def projected(self, projection: Projection) -> Float[Tensor, "batch kept_rows kept_columns"]:
         """R^T G_i Q by one scatter to the buckets."""
         if projection.rows is None:

@@ -92,6 +92,10 @@ class Sum(Formed):
         """G_i A, part by part."""
         return Sum([part.multiply_right(matrix) for part in self.parts])
 
+    def multiplying(self, right: bool) -> float:
+        """Of all parts."""
+        return sum(part.multiplying(right) for part in self.parts)
+
     @property
     def length(self) -> int | None:
         """Of the first part that has one."""
