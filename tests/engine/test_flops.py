@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from tests import runs
 from tests.families import FAMILIES, build, ragged
+from winnow.evaluation import evaluate
+from winnow.lm.forward import Forward
 from winnow.lm.passes import FORWARD, TRAINED, Pass
 from winnow.optim import MuonWithAdamW
 from winnow.report.summary import cost_lines
@@ -69,33 +73,72 @@ def test_shapes_that_were_never_probed(attention: str) -> None:
         assert found.attention > 0
 
 
+def muon(model: torch.nn.Module) -> MuonWithAdamW:
+    return MuonWithAdamW(model.named_parameters())
+
+
+WHOLE = Needs(alignment=0, curvature=True)
 MODES = {
-    "one_pass": (BOTH, {"update": "one_pass"}, 0.01),
-    "last": (BOTH, {"layers": "last:1"}, 0.01),
-    "packed": (BOTH, {"pack": True}, 0.01),
-    "reused target": (BOTH, {"every": 2}, 0.01),
-    "averaged target": (BOTH, {"target_ema": 0.9}, 0.01),
-    "ghost": (Needs(gram=0, alignment=0), {"mode": "ghost"}, 0.01),
-    "sketch": (BOTH, {"mode": "sketch", "sketch_dim": 4}, 0.02),
-    "in pieces": (BOTH, {"pool_micro_batch": 2}, 0.07),
-    "alignment alone": (Needs(alignment=0), {}, 0.01),
-    "norms alone": (Needs(norms=1), {}, 0.01),
-    "norms and alignment": (Needs(norms=1, alignment=1), {}, 0.01),
-    "other powers": (Needs(gram=2, alignment=1), {}, 0.01),
-    "momentum": (Needs(gram=1, alignment=1, momentum=True), {}, 0.01),
-    "count sketch": (Needs(gram=1, alignment=1, sketch=64), {}, 0.01),
-    "losses": (Needs(losses=True), {}, 1e-9),
-    "curvature": (Needs(alignment=0, curvature=True), {}, 0.07),
+    "one_pass": (BOTH, {"update": "one_pass"}),
+    "last": (BOTH, {"layers": "last:1"}),
+    "packed": (BOTH, {"pack": True}),
+    "reused target": (BOTH, {"every": 2}),
+    "averaged target": (BOTH, {"target_ema": 0.9}),
+    "ghost": (Needs(gram=0, alignment=0), {"mode": "ghost"}),
+    "sketch": (BOTH, {"mode": "sketch", "sketch_dim": 4}),
+    "in pieces": (BOTH, {"pool_micro_batch": 2}),
+    "alignment alone": (Needs(alignment=0), {}),
+    "norms alone": (Needs(norms=1), {}),
+    "norms and alignment": (Needs(norms=1, alignment=1), {}),
+    "other powers": (Needs(gram=2, alignment=1), {}),
+    "momentum": (Needs(gram=1, alignment=1, momentum=True), {}),
+    "count sketch": (Needs(gram=1, alignment=1, sketch=64), {}),
+    "losses": (Needs(losses=True), {}),
+    "curvature": (WHOLE, {}),
+    "muon": (BOTH, {"optimizer": muon}),
+}
+RARER = {
+    "per task": (Needs(gram=1, alignment=1, per_task=True), {}),
+    "muon in pieces": (BOTH, {"optimizer": muon, "pool_micro_batch": 2}),
+    "muon, sketch": (BOTH, {"optimizer": muon, "mode": "sketch", "sketch_dim": 4}),
+    "muon, other powers": (Needs(gram=2, alignment=1, norms=1), {"optimizer": muon}),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(MODES))
+@pytest.mark.parametrize("name", [*MODES, *(pytest.param(name, marks=pytest.mark.long) for name in RARER)])
 def test_every_way_of_scoring(name: str) -> None:
-    needs, options, tolerance = MODES[name]
+    needs, options = (MODES | RARER)[name]
     scorer = ready(build("llama"), needs, **options)
+    task = torch.tensor([0, 1, 0]) if needs.per_task else None
+    found, expected = both(scorer, needs, lambda: scorer(POOL, TARGET, needs, target_task=task))
+    assert found.total == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["muon", "in pieces", "curvature"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_ten_families_in_costly_ways(family: str, lora: bool, name: str) -> None:
+    needs, options = MODES[name]
+    scorer = ready(build(family, lora=lora), needs, **options)
     found, expected = both(scorer, needs, lambda: scorer(POOL, TARGET, needs))
-    assert found.total == pytest.approx(expected, rel=tolerance)
+    assert found.total == pytest.approx(expected, rel=0.005)
+
+
+@pytest.mark.long
+def test_a_first_step_of_muon_takes_the_mean_gradient_too() -> None:
+    found = {}
+    for first in ("pool", "identity"):
+        model = build("llama")
+        scorer = Scorer(model, muon(model), verify=False, first_step=first)
+        scorer._checks = lambda *_: None  # type: ignore[assignment]
+        scorer(POOL, TARGET, BOTH)  # what is counted once is counted
+        scorer.meter.take(False)
+        flops, expected = both(scorer, BOTH, lambda scorer=scorer: scorer(POOL, TARGET, BOTH))  # type: ignore[misc]
+        assert flops.total == pytest.approx(expected, rel=0.01)
+        found[first] = flops.products
+    assert found["pool"] > 1.2 * found["identity"]
 
 
 def test_a_packed_update_is_counted_by_its_rows() -> None:
@@ -136,6 +179,18 @@ def test_muon_s_iterations_are_counted_and_elementwise_steps_are_not() -> None:
     model(**{key: POOL[key] for key in ("input_ids", "attention_mask")}).logits.sum().backward()
     assert step_flops(optimizer) == counted(optimizer.step) > 0
     assert step_flops(torch.optim.AdamW(model.parameters())) == 0
+
+
+def test_evaluation_is_counted_to_the_last_generated_token() -> None:
+    model, passes = runs.model(), []  # type: ignore[var-annotated]
+    targets = [replace(target, max_new_tokens=5) for target in runs.corpus().targets]
+
+    def measure() -> None:
+        evaluate(model, runs.tokenizer(), targets, max_length=48, batch_size=4, passes=passes)
+
+    expected, rates = counted(measure), Rates(Forward(model), {})
+    assert sum(rates.forward(one) for one in passes) == pytest.approx(expected, rel=1e-9)
+    assert {one.pairs is None for one in passes} == {True, False}  # an NLL's, and a generation's
 
 
 def test_what_nobody_reads_does_not_pile_up_and_what_somebody_does_adds_up() -> None:

@@ -50,7 +50,7 @@ def test_multiplications_are_those_of_the_shapes() -> None:
     assert work.multiplications == form_cost(3, 5, 7, 11, True) + 2 * 5 * 7 * 11 == 3 * 77 * (5 + 3 + 1) + 2 * 5 * 77
     work.note("sketched", factor, targets=2)
     assert work.multiplications == 3 * 77 * 9 + 770 + sketch_cost(5, 5, 7, 11, 4)
-    assert sketch_cost(5, 5, 7, 11, 4) == 25 * (7 + 11 + 16)
+    assert sketch_cost(5, 5, 7, 11, 4) == 5 * (5 + 5) * 16
     model = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Linear(5, 2))
     model[0].weight.requires_grad_(False)
     assert plain_cost(model, tokens=10) == 10 * (2 * 15 + 3 * 10)

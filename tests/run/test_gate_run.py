@@ -38,6 +38,7 @@ def rows(out: str = "out") -> pd.DataFrame:
 def test_the_ledger_has_a_row_for_every_raw_candidate() -> None:
     go(*GATED, "trainer.max_steps=6")
     found, budget = rows(), read("summary.json")["budget"]
+    assert budget["flops_evaluation"] > 0, "of before and after: no validation is in between"
     assert len(found) == budget["examples_drawn"] == 6 * 24
     assert found.groupby("step").size().eq(24).all()
     passed = found[found["passed"]]

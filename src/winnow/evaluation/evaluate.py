@@ -11,6 +11,7 @@ from winnow.data.encode import PLAIN, Encoding, collate, encode, pad_token_id
 from winnow.data.example import Target
 from winnow.evaluation.generation import accuracy
 from winnow.evaluation.nll import answer_nll
+from winnow.lm.passes import Pass
 
 
 def evaluate(
@@ -24,6 +25,7 @@ def evaluate(
     batch_size: int = 32,
     encoding: Encoding = PLAIN,
     pack: bool = False,
+    passes: list[Pass] | None = None,
 ) -> dict[str, float]:
     """Answer NLL and accuracy on the test split of every target.
 
@@ -37,6 +39,7 @@ def evaluate(
         batch_size: examples per batch.
         encoding: what carries loss, what is cut.
         pack: lay the examples of the NLL end to end in rows in place of padding; the same numbers.
+        passes: takes what goes through the model.
 
     Returns:
         ``<target>/nll`` in nats per token, and ``<target>/accuracy`` where the task has a scorer.
@@ -48,9 +51,9 @@ def evaluate(
             rows.sort(key=lambda row: len(row.input_ids))
             pad = pad_token_id(tokenizer)
             batches = (collate(rows[at : at + batch_size], pad) for at in range(0, len(rows), batch_size))
-            results[f"{target.name}/nll"] = answer_nll(model, batches, pack)
+            results[f"{target.name}/nll"] = answer_nll(model, batches, pack, passes)
         if accuracy_limit != 0 and target.score is not None:
             results[f"{target.name}/accuracy"] = accuracy(
-                model, tokenizer, target, accuracy_limit, 2 * batch_size, encoding
+                model, tokenizer, target, accuracy_limit, 2 * batch_size, encoding, passes
             )
     return results

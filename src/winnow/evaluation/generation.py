@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from jaxtyping import Int
 from peft import PeftModel
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from winnow.data.encode import PLAIN, Encoding, encode_prompt, pad_token_id, stop_token_ids
 from winnow.data.example import Example, Target
+from winnow.lm.passes import FORWARD, Pass
 
 
 @torch.no_grad()
@@ -21,6 +24,7 @@ def generate(
     max_new_tokens: int,
     batch_size: int = 64,
     encoding: Encoding = PLAIN,
+    passes: list[Pass] | None = None,
 ) -> list[str]:
     """Greedy continuations of the examples' prompts.
 
@@ -31,6 +35,7 @@ def generate(
         max_new_tokens: length allowed to each continuation.
         batch_size: prompts per batch, padded on the left.
         encoding: how prompts become tokens.
+        passes: takes what goes through the model.
 
     Returns:
         One text per example, without special tokens, in the order given.
@@ -61,6 +66,8 @@ def generate(
                 [[0] * (length - len(prompts[at])) + [1] * len(prompts[at]) for at in places], device=device
             )
             output = cast(Any, model).generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            if passes is not None:
+                passes.append(_continued(output, length, int(mask.sum())))
             decoded = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
             for at, text in zip(places, decoded, strict=True):
                 texts[at] = text
@@ -76,6 +83,7 @@ def accuracy(
     limit: int | None = None,
     batch_size: int = 64,
     encoding: Encoding = PLAIN,
+    passes: list[Pass] | None = None,
 ) -> float:
     """Mean score of greedy generations on a target's test split.
 
@@ -86,6 +94,7 @@ def accuracy(
         limit: test examples to use; None for all.
         batch_size: prompts per batch.
         encoding: how prompts become tokens.
+        passes: takes what goes through the model.
 
     Returns:
         Mean score in [0, 1].
@@ -96,5 +105,13 @@ def accuracy(
     if target.score is None:
         raise ValueError(f"target {target.name!r} has no scorer, so its accuracy is not defined")
     examples = list(target.test)[:limit]
-    texts = generate(model, tokenizer, examples, target.max_new_tokens, batch_size, encoding)
+    texts = generate(model, tokenizer, examples, target.max_new_tokens, batch_size, encoding, passes)
     return sum(target.score(text, example) for text, example in zip(texts, examples, strict=True)) / len(examples)
+
+
+def _continued(output: Int[Tensor, "rows cells"], length: int, tokens: int) -> Pass:
+    """Prompts in one pass, then a token of every row at a time, which attends to what is in the cache."""
+    rows, cells = output.shape
+    steps = range(length + 1, cells)  # the last token is not looked at any more
+    pairs = length**2 + sum(steps)
+    return Pass(FORWARD, rows, length + len(steps), 1 + len(steps), tokens + rows * len(steps), pairs)

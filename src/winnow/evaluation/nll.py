@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from winnow.lm.forward import Forward
 from winnow.lm.layout import response_tokens
-from winnow.lm.passes import FORWARD
+from winnow.lm.passes import FORWARD, Pass
 
 
 @torch.no_grad()
-def answer_nll(model: nn.Module, batches: Iterable[dict[str, Tensor]], pack: bool = False) -> float:
+def answer_nll(
+    model: nn.Module, batches: Iterable[dict[str, Tensor]], pack: bool = False, passes: list[Pass] | None = None
+) -> float:
     """Mean over examples of the response-token NLL, in nats per token.
 
     Examples without a response token do not count. The model is put in evaluation mode and back.
@@ -22,6 +24,7 @@ def answer_nll(model: nn.Module, batches: Iterable[dict[str, Tensor]], pack: boo
         model: a Hugging Face causal language model.
         batches: token batches with ``input_ids``, ``attention_mask`` and ``labels``.
         pack: lay the examples end to end in rows in place of padding; the same mean.
+        passes: takes what goes through the model.
 
     Returns:
         The mean; NaN if no example has a response token.
@@ -39,4 +42,6 @@ def answer_nll(model: nn.Module, batches: Iterable[dict[str, Tensor]], pack: boo
             count += int(active.sum())
     finally:
         model.train(training)
+        if passes is not None:
+            passes += forward.passes
     return total / count if count else float("nan")

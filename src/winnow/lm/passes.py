@@ -24,6 +24,7 @@ class Pass:
         length: of a row, padding included.
         columns: positions of a row that logits are computed at.
         tokens: that are no padding.
+        pairs: of cells of a row that attention is computed for; all of them if None.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Pass:
     length: int
     columns: int
     tokens: int
+    pairs: int | None = None
 
     @staticmethod
     def kind_now() -> str:

@@ -45,7 +45,9 @@ def token_cost(size: int, length: int, rows: int, columns: int, alignment: bool)
 
 
 def sketch_cost(size: int, length: int, rows: int, columns: int, dim: int) -> float:
-    """Multiplications that folding both sides and multiplying them out take.
+    """Multiplications that multiplying out both sides, once folded, and the products of the sketches take.
+
+    A fold is a sum and no product of matrices.
 
     Args:
         size: examples.
@@ -55,9 +57,9 @@ def sketch_cost(size: int, length: int, rows: int, columns: int, dim: int) -> fl
         dim: buckets of a side.
 
     Returns:
-        B T (d + p + c c'), a side of no more than ``dim`` staying as it is.
+        B (T + B) c c', a side of no more than ``dim`` staying as it is.
     """
-    return float(size * length * (rows + columns + min(rows, dim) * min(columns, dim)))
+    return float(size * (length + size) * min(rows, dim) * min(columns, dim))
 
 
 def plain_cost(model: nn.Module, tokens: int) -> float:

@@ -137,7 +137,9 @@ def cost_lines(budget: Mapping[str, Any]) -> list[str]:
         found.append("floating-point operations are not known: this model's could not be counted")
     elif total:
         shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts.items() if value)
-        found.append(f"{total:.3g} floating-point operations ({shares}); evaluation in between {evaluation:.2g}")
+        found.append(f"{total:.3g} floating-point operations ({shares}); evaluation {evaluation:.2g}")
+    elif evaluation > 0:
+        found.append(f"nothing was trained; evaluation took {evaluation:.3g} floating-point operations")
     if total:
         found.append(
             f"{budget['tokens_forwarded']:,} tokens forward, {budget['tokens_backwarded']:,} backward through the model"

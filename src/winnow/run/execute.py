@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from winnow.callbacks import Records
 from winnow.evaluation import evaluate
+from winnow.lm.forward import Forward
+from winnow.lm.passes import Pass
 from winnow.records.checkpoint import read_checkpoint
 from winnow.records.folder import FolderInUse, changes, claim, earlier_job, occupied
 from winnow.records.preparation import SPENT
@@ -33,6 +35,7 @@ from winnow.run.processes import asked, check, lost, together
 from winnow.run.rows import REJECTS, rejects_written, settle_date
 from winnow.run.stages import lift_steps
 from winnow.run.startup import check_resumed
+from winnow.scorer.flops import Rates
 from winnow.tracking import is_lost, let_go
 from winnow.training.stopping import handled, sole
 
@@ -138,12 +141,16 @@ def _objective(summary: dict[str, Any]) -> float | None:
 
 def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     model, module = parts.experiment.language.model, parts.experiment.module
-    summary: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed, "before": _measure(cfg, parts)}
+    passes: list[Pass] = []
+    summary: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed, "before": _measure(cfg, parts, passes)}
     log.info("%s: %d trainable parameters", cfg.name, sum(p.numel() for p in module.parameters() if p.requires_grad))
     if parts.group is not None:
         parts.group.first("measured")
     trained = _fit(parts, cfg.ckpt_path)
-    summary["after"] = _measure(cfg, parts) if trained else summary["before"]
+    summary["after"] = _measure(cfg, parts, passes) if trained else summary["before"]
+    # Only now: a checkpoint that the run went on from has brought counters of its own.
+    rates = Rates(Forward(model), {})
+    module.budget.flops_evaluation += sum(rates.forward(one) for one in passes)
     summary["budget"] = module.budget.state_dict()
     if parts.preparation is not None:
         summary["preparation"] = parts.preparation
@@ -179,7 +186,7 @@ def train_part(cfg: DictConfig, parts: Parts) -> None:
     _fit(parts, cfg.ckpt_path)
 
 
-def _measure(cfg: DictConfig, parts: Parts) -> dict[str, float]:
+def _measure(cfg: DictConfig, parts: Parts, passes: list[Pass]) -> dict[str, float]:
     parts.experiment.module.to(parts.experiment.trainer.strategy.root_device)
     model: Any = parts.experiment.language.model
     return evaluate(
@@ -189,6 +196,7 @@ def _measure(cfg: DictConfig, parts: Parts) -> dict[str, float]:
         max_length=parts.experiment.data.max_length,
         encoding=parts.experiment.data.encoding,
         pack=bool(cfg.scoring.get("pack")),
+        passes=passes,
         **plain(cfg.evaluation),
     )
 

@@ -55,7 +55,7 @@ class Rate:
         """
         return (
             one.rows * (one.length * self.token + one.columns * self.column),
-            float(one.rows * one.length**2) * self.square,
+            float(one.rows * (one.length**2 if one.pairs is None else one.pairs)) * self.square,
         )
 
     def __sub__(self, other: Rate) -> Rate:
@@ -118,6 +118,17 @@ class Rates:
             if one.kind == TRAINED:
                 flops.weights += sum((self[TRAINED] - self[INPUTS]).of(one))
             flops.attention += attention
+
+    def forward(self, one: Pass) -> float:
+        """Operations of a forward pass, attention included.
+
+        Args:
+            one: its shape.
+
+        Returns:
+            All of them.
+        """
+        return sum(self[FORWARD].of(one))
 
     def __getitem__(self, kind: str) -> Rate:
         """Of a forward, or of the backward of another kind alone.

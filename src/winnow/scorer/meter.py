@@ -44,7 +44,7 @@ class Meter:
     def evaluated(self, batch: Batch) -> tuple[Float[Tensor, " batch"], float]:
         """Losses of an evaluation's batch, in nats per token, and operations, which :meth:`take` does not count."""
         losses = self._mean.laid_losses(batch, FORWARD)
-        spent = sum(sum(self._rates[FORWARD].of(one)) for one in self._mean.passes)
+        spent = sum(self._rates.forward(one) for one in self._mean.passes)
         self._mean.passes.clear()
         return losses, spent
 

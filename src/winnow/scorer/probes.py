@@ -63,7 +63,7 @@ def probe(forward: Forward, parameters: Mapping[str, nn.Parameter], kind: str) -
 
 @contextmanager
 def _stand_ins(model: nn.Module) -> Iterator[dict[int, nn.Parameter]]:
-    """Other parameters on the same numbers, by id: what listens to a parameter's gradient is not to hear of this one."""
+    """Other parameters on the same numbers, by id: what listens to a parameter is not to hear of this gradient."""
     held = {
         (module, name): parameter
         for module in model.modules()

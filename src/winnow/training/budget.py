@@ -35,7 +35,7 @@ class Budget:
         flops_attention: of attention, forward and backward.
         flops_products: of K, b, norms and the target's gradient.
         flops_optimizer: of the optimizer's matrix products.
-        flops_evaluation: of measuring the target in between, which counts for no budget.
+        flops_evaluation: of measuring the target before, in between and after, which counts for no budget.
         bytes: sent to other processes by the first one.
         seconds: spent in steps: in the gate, scoring and selecting, and updating.
         seconds_selecting: of these, spent scoring and selecting.
