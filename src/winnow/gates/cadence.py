@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -47,9 +48,7 @@ class Calibration:
     def _rank(self, pairs: list[tuple[float, float]]) -> float:
         if len(pairs) < 8 or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
             return float("nan")
-        from scipy.stats import spearmanr  # slow to load, and not needed without a gate
-
-        return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+        return float(np.corrcoef([_ranks(side) for side in zip(*pairs, strict=True)])[0, 1])
 
     def state_dict(self) -> dict[str, Any]:
         """The pairs.
@@ -132,3 +131,9 @@ class Cadence:
         if self.adaptive:
             self.period = int(state["period"])
         self._since = int(state["since"]) % self.period
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+    """Ranks from one on, their mean where values are equal: SciPy's tests of significance take far longer."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]

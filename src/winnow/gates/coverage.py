@@ -33,18 +33,22 @@ class Recent:
         self.values: deque[Any] = deque(maxlen=window)
         self.counts: Counter[Any] = Counter()
 
-    def add(self, value: Any) -> None:
-        """Remember a value, and forget the oldest where there are too many.
+    def add(self, *values: Any) -> None:
+        """Remember values, and forget the oldest where there are too many.
 
         Args:
-            value: anything that can be counted.
+            *values: anything that can be counted, in order.
         """
-        if len(self.values) == self.values.maxlen:
-            self.counts[self.values[0]] -= 1
-            if not self.counts[self.values[0]]:
-                del self.counts[self.values[0]]
-        self.values.append(value)
-        self.counts[value] += 1
+        held, counts, room = self.values, self.counts, self.values.maxlen
+        for value in values:
+            if len(held) == room:
+                oldest = held[0]
+                if counts[oldest] == 1:
+                    del counts[oldest]
+                else:
+                    counts[oldest] -= 1
+            held.append(value)
+            counts[value] += 1
 
     def share(self, value: Any) -> float:
         """How much of the latest is this.
@@ -71,8 +75,7 @@ class Recent:
         """
         self.values.clear()
         self.counts.clear()
-        for value in values:
-            self.add(value)
+        self.add(*values)
 
 
 class Coverage:
@@ -137,9 +140,8 @@ class Coverage:
         """
         sides = (vectors @ self._planes > 0).long()
         clusters = (sides * 2 ** torch.arange(PLANES)).sum(1).tolist()
-        for source, cluster in zip(sources, clusters, strict=True):
-            self.offered["source"].add(source)
-            self.offered["cluster"].add(cluster)
+        self.offered["source"].add(*sources)
+        self.offered["cluster"].add(*clusters)
         for at in index:
             text = zlib.crc32("\0".join(texts[at]).encode("utf-8", "surrogatepass"))
             self.passed["repeated"].add(self.passed["text"].counts[text] > 0)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 import zlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -15,14 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from winnow.gates.words import hashed
+
 PARTS = ("prompt", "response", "both")
-UNSPACED = (
-    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff"
-)
-"""Thai, Lao, Tibetan, Burmese, Khmer, kana and Han: written without spaces between words."""
-WORDS = re.compile(rf"\d+(?:[.,]\d+)*|[{UNSPACED}]|[^\W\d_{UNSPACED}]+|[^\w\s]")
-NUMBER = b"0"
 
 
 @runtime_checkable
@@ -94,41 +86,20 @@ class NGrams:
         """
         names = ("prompt", "response") if self.parts == "both" else (self.parts,)
         total = np.zeros((len(candidates), self.dim), dtype=np.float32)
+        flat = total.reshape(-1)
         for name in names:
-            rows, mixed = _hashes([getattr(one, name)[: self.chars] for one in candidates], zlib.crc32(name.encode()))
-            counts = np.bincount(
-                rows * self.dim + mixed % np.uint32(self.dim - 1) + 1,
-                weights=1.0 - 2.0 * (mixed >> np.uint32(31)),
-                minlength=total.size,
-            ).reshape(total.shape)
-            damped = np.sign(counts) * np.sqrt(np.abs(counts))
-            length = np.linalg.norm(damped, axis=1, keepdims=True)
-            total += (damped / (np.maximum(length, 1e-12) * np.sqrt(len(names)))).astype(np.float32)
+            rows, mixed = hashed([getattr(one, name)[: self.chars] for one in candidates], zlib.crc32(name.encode()))
+            place = rows * self.dim + mixed % np.uint32(self.dim - 1) + 1
+            counts = np.bincount(place, weights=1.0 - 2.0 * (mixed >> np.uint32(31)), minlength=total.size)
+            # Few places are reached, so that only their sum of squares looks at all of them.
+            reached = counts[place]
+            damped = np.copysign(np.sqrt(np.abs(reached)), reached)
+            counts[place] = damped * damped
+            length = np.sqrt(counts.reshape(total.shape).sum(1))
+            damped /= (np.maximum(length, 1e-12) * np.sqrt(len(names)))[rows]
+            flat[place] = flat[place] + damped.astype(np.float32)
         total[:, 0] = 1.0
         return torch.from_numpy(total)
-
-
-@lru_cache(maxsize=2**16)
-def _hash(word: str) -> int:
-    # A lone surrogate is no character, and must not end a run.
-    return zlib.crc32(NUMBER if word[0].isdigit() else word.encode("utf-8", "surrogatepass"))
-
-
-def _hashes(texts: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every word and of every pair of neighbours, in 32 bits; and which text each is of."""
-    found = [[_hash(word) for word in WORDS.findall(text.lower())] for text in texts]
-    words = np.fromiter(chain.from_iterable(found), dtype=np.uint32)
-    rows = np.repeat(np.arange(len(texts)), [len(one) for one in found])
-    inside = rows[:-1] == rows[1:]
-    pairs = (words[:-1] * np.uint32(0x9E3779B1) + words[1:] * np.uint32(3))[inside]
-    return np.concatenate([rows, rows[:-1][inside]]), _mixed(np.concatenate([words, pairs]) ^ np.uint32(seed))
-
-
-def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """Every bit made to depend on every other (the finaliser of MurmurHash3)."""
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        numbers = (numbers ^ (numbers >> np.uint32(shift))) * np.uint32(factor)
-    return numbers ^ (numbers >> np.uint32(16))
 
 
 class Fields:
