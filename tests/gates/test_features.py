@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import time
 import zlib
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from winnow.gates import Candidate, Embedded, Embeddings, Features, Fields, NGrams
+from winnow.gates.words import HASHES, PLAIN, WORDS
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,26 @@ def test_words_are_hashed_by_what_they_are_and_not_by_the_run() -> None:
     number ^= number >> 16
     assert vector[number % (dim - 1) + 1] == (-1 if number >> 31 else 1)
     assert vector[1:].count_nonzero() == 1
+
+
+def test_ascii_has_the_words_of_any_other_text() -> None:
+    """Its pattern is another, and a draw's texts are searched as one; the vectors are those of texts by themselves."""
+    drawn = random.Random(0)
+    letters = "abz AZ_01.,;\n\x1c'"
+    texts = ["".join(drawn.choices(letters, k=drawn.randrange(30))) for _ in range(200)]
+    assert all(PLAIN.findall(text.lower()) == WORDS.findall(text.lower()) for text in texts)
+    marked = [*texts[:20], "a mark between texts \0 within one", "naïve, 3,4 数"]
+    for end in (20, 22):
+        together = NGrams(97)([Text(text) for text in marked[:end]])
+        apart = [NGrams(97)([Text(text)])[0] for text in marked[:end]]
+        assert torch.equal(together, torch.stack(apart))
+
+
+def test_hashes_begin_anew_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = NGrams(64)(TEXTS)
+    monkeypatch.setattr("winnow.gates.words.KNOWN", 3)
+    HASHES.clear()
+    assert torch.equal(NGrams(64)(TEXTS), before) and len(HASHES) <= 3
 
 
 def test_a_megabyte_and_broken_characters_are_read_in_no_time() -> None:
