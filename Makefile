@@ -17,8 +17,9 @@ DEMOS := $(DEMO)/gate $(DEMO)/random $(DEMO)/whole_pool
 RUNS ?= $(wildcard $(DEMOS))
 TESTS ?=
 BENCH_ARGS ?=
+SOAK_ARGS ?=
 
-.PHONY: help setup demo test test-quick test-all lint generate bench report clean
+.PHONY: help setup demo test test-quick test-all lint generate bench soak report clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -62,6 +63,9 @@ generate: $(READY)  ## write docs/METHODS.md, conf/baseline and the sweeps that 
 
 bench: $(READY)  ## speed and memory against plain training; BENCH_ARGS="--quick --json FILE" for the short form
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+soak: $(READY)  ## kill runs at random moments and go on, and one long run; SOAK_ARGS="--kills 2 --terms 1 --steps 0" for less
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
 
 report: $(READY)  ## table and plot of RUNS="outputs/a outputs/b" (default: the demo's)
 	@if [ -z "$(RUNS)" ]; then echo 'no runs to report: make demo first, or make report RUNS="outputs/a outputs/b"' >&2; exit 1; fi

@@ -57,6 +57,8 @@ def ended(job: Job, within: float = TIMEOUT) -> int:
     while (code := job.poll()) is None:
         if time.monotonic() > deadline:
             job.kill(signal.SIGKILL)
+            while job.poll() is None:
+                time.sleep(0.01)
             raise TimeoutError(f"a run was still there after {within:.0f} s")
         time.sleep(0.01)
     return code
@@ -153,7 +155,7 @@ def _fork(work: Callable[[], None], log: Path) -> _Child:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
-        traceback.print_exc()
+        os.write(2, traceback.format_exc().encode())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -249,6 +249,38 @@ def test_the_command_that_goes_on_is_written_as_it_was_given() -> None:
         assert parsed.value() == text
 
 
+class Requeues(Signal):
+    """The signal by which submitit has a job requeue itself, once."""
+
+    def __init__(self, pool: int) -> None:
+        super().__init__(pool, "SIGUSR2")
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, *unused: Any) -> None:
+        fatal = Path("fatal")
+        if fatal.exists() and pl_module.budget.steps == self.pool - 1:
+            fatal.unlink()
+            super().on_before_optimizer_step(trainer, pl_module)
+
+
+@pytest.mark.long
+def test_a_job_of_submitit_requeues_itself_after_its_pool_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    save_base()
+    sweep = ("-m", *SMALL, *LONG, "+callbacks.end={_target_: tests.run.test_preemption.Requeues, pool: 3}", "seed=0")
+    command_line(monkeypatch, run, *sweep, "hydra.sweep.dir=alone")
+    Path("fatal").touch()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    line = [sys.executable, str(ROOT / "train.py"), *sweep, "hydra.sweep.dir=queued"]
+    line += ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert not Path("fatal").exists()
+    said = "".join(path.read_text() for path in Path("queued/.submitit").rglob("*") if path.suffix in (".out", ".err"))
+    assert "SIGUSR2: leaving after this pool" in said and "Requeued job" in said
+    assert "terminated earlier, resumed from its last.ckpt" in said
+    assert_same("queued/0-filter_weight", "alone/0-filter_weight")
+
+
 @pytest.mark.long
 def test_a_process_that_is_told_to_go_ends_with_143_and_the_line_it_prints_goes_on(tmp_path: Path) -> None:
     save_base()
