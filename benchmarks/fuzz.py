@@ -160,7 +160,7 @@ def main() -> None:
             except BadRow as fault:  # it has no place: it should have been caught where the row is known
                 raise AssertionError(f"a fault without its place: {fault}") from fault
 
-        drawn(body, args.rows // 50)()
+        drawn(body, args.rows // 48)()
     print(", ".join(f"{count:,} {what}" for what, count in sorted(total.items())))
 
 

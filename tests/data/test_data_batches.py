@@ -2,9 +2,12 @@
 
 import copy
 import logging
+import pickle
+import weakref
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +19,7 @@ from tests import runs
 from winnow.data import Corpus, Example, SelectionDataModule, Target, collate, encode
 from winnow.data.encode import Encoded, Encoding, encode_prompt, pad_token_id, stop_token_ids
 from winnow.data.mixture import Mixture, Part
+from winnow.data.orders import Orders
 from winnow.data.pack import DOCUMENTS
 from winnow.data.steps import StepSampler
 from winnow.data.turns import rows_per_target
@@ -214,6 +218,22 @@ def test_an_epoch_serves_every_example_once_in_an_order_of_its_own() -> None:
     orders = [[name for step in range(12) for name in steps[epoch, step]["meta"]["id"]] for epoch in range(3)]
     assert all(sorted(order) == sorted(f"sums-{n}" for n in range(96)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_one_lap_of_a_split_is_kept_in_the_order_that_its_numbers_give(size: int) -> None:
+    orders = Orders(7)
+    for lap in (0, 1, 0):
+        drawn = orders.order(size, 2, lap)
+        np.testing.assert_array_equal(drawn, np.random.default_rng((7, 2, lap)).permutation(size))
+        assert orders.order(size, 2, lap) is drawn and drawn.nbytes == 4 * size
+    kept = weakref.ref(drawn)
+    del drawn
+    orders.order(size, 0, 0)
+    assert kept() is not None
+    orders.order(size, 2, 1)
+    assert kept() is None
+    assert pickle.loads(pickle.dumps(orders))._latest == {}
 
 
 def test_target_batches_go_through_each_split_in_turn() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from winnow.data.encode import PLAIN, Encoded, Encoding, collate, describe, encode, pad_token_id
 from winnow.data.example import Corpus, Example, Stream
+from winnow.data.orders import Orders
 from winnow.data.pack import Packed
 from winnow.data.rejects import placed
 from winnow.data.turns import Turns, rows_per_target
@@ -22,11 +22,6 @@ from winnow.data.weight import weights_of
 from winnow.records.shown import shown
 
 TARGET_ORDERS = ("shared", "round_robin")
-
-
-@lru_cache(maxsize=16)
-def _permutation(size: int, *key: int) -> np.ndarray:
-    return np.random.default_rng(key).permutation(size)
 
 
 class Drawn:
@@ -147,7 +142,7 @@ class StepData(Dataset):
         self.stream: Stream = corpus.stream
         self.targets = list(corpus.targets)
         self.tokenizer, self.max_length, self.seed, self.encoding = tokenizer, max_length, seed, encoding
-        self.raw, self.pool_size = raw, pool_size
+        self.raw, self.pool_size, self.orders = raw, pool_size, Orders(seed)
         self.draw_size = pool_size if raw is None else raw.size
         weights = [target.weight for target in self.targets]
         self.turns = Turns(weights) if target_order == "round_robin" and weights else None
@@ -219,7 +214,7 @@ class StepData(Dataset):
 
     def _positions(self, epoch: int, step: int) -> np.ndarray:
         positions = np.arange(step * self.draw_size, (step + 1) * self.draw_size)
-        return positions if self.stream.size is None else _permutation(self.stream.size, self.seed, 0, epoch)[positions]
+        return positions if self.stream.size is None else self.orders.order(self.stream.size, 0, epoch)[positions]
 
     def pool_ids(self) -> Iterator[list[str]]:
         """Ids of the candidates of every pool from the first step on, without their tokens.
@@ -260,7 +255,7 @@ class StepData(Dataset):
                 continue
             for position in range(turn * count, (turn + 1) * count):
                 lap, place = divmod(position, len(target.val))
-                example = target.val[int(_permutation(len(target.val), self.seed, 1 + number, lap)[place])]
+                example = target.val[int(self.orders.order(len(target.val), 1 + number, lap)[place])]
                 rows.append(self.encoded(example))
                 weight.append(target.weight / total / count)
                 task.append(number)
