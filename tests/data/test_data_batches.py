@@ -17,7 +17,8 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from tests import runs
 from winnow.data import Corpus, Example, SelectionDataModule, Target, collate, encode
-from winnow.data.encode import Encoded, Encoding, encode_prompt, pad_token_id, stop_token_ids
+from winnow.data.batch import pad_token_id
+from winnow.data.encode import Encoded, Encoding, encode_prompt, stop_token_ids
 from winnow.data.mixture import Mixture, Part
 from winnow.data.orders import Orders
 from winnow.data.pack import DOCUMENTS

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import lzma
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from tests import runs
 from tests.templates import tokenizer_with
-from winnow.data import Corpus, Example, rows
+from winnow.data import Corpus, Example, SelectionDataModule, rows
 from winnow.data.encode import Encoding
 from winnow.data.fields import Fields, Row
 from winnow.data.files import read_records
@@ -391,6 +392,35 @@ def test_processes_see_what_one_sees(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert alone.faults == together.faults
     for name, column in alone.columns.items():
         np.testing.assert_array_equal(column, together.columns[name])
+
+
+def test_a_tokenizer_that_other_processes_cannot_have_is_looked_through_in_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rows, "CACHED_FROM", 1)
+    monkeypatch.setattr("winnow.data.look.SHARED_FROM", 1)
+    table = read(mixed(tmp_path), on_bad_row="drop", cache_dir=str(tmp_path / "c")).stream
+    assert isinstance(table, rows.Listed)
+    alone = glass()
+    monkeypatch.setattr(type(alone.tokenizer), "__reduce_ex__", lambda self, protocol: (lambda: None)())
+    assert alone.look(table.examples, "key").columns["length"].min() > 0
+    assert "rows are checked in one process: the tokenizer cannot be given to others" in caplog.text
+
+
+def test_rows_that_were_checked_are_not_checked_again_at_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, held = tokenizer_with(template_of("chatml")), []
+    module = sys.modules["winnow.data.encode"]  # by its path the function of that name is found
+    monkeypatch.setattr(module, "check_rendering", lambda example, rendered: held.append(example.id))
+    corpus = Corpus(rows.Listed([runs.example(number) for number in range(8)]), runs.corpus().targets)
+    data = SelectionDataModule(corpus, tokenizer, pool_size=4, target_batch_size=2)
+    assert len(held) == 8 + 10 + 6
+    first = data.steps[0, 0]
+    assert len(held) == 24
+    again = data.steps.pool([data.corpus.stream[0]])
+    assert len(held) == 25  # of an example that may be from anywhere nothing is known
+    tokenizer.chat_template = template_of("plain")
+    assert data.steps[0, 0]["pool"]["input_ids"].tolist() != first["pool"]["input_ids"].tolist()
+    assert len(held) == 31 and again["pool"]["labels"].max() > 0
 
 
 def test_rows_that_the_model_cannot_take_are_named_by_line_before_the_first_step(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests import runs
 from tests.commands import SMALL, configured, save_base
 from tests.reference import relative
 from winnow.data import Example, collate, encode
-from winnow.data.encode import pad_token_id
+from winnow.data.batch import pad_token_id
 from winnow.data.subset import restrict
 from winnow.lm.losses import example_losses
 from winnow.offline.ngrams import NGrams

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from winnow.data.encode import PLAIN, Encoding, collate
+from winnow.data.batch import collate
+from winnow.data.encode import PLAIN, Encoding
 from winnow.data.example import Corpus, Target
 from winnow.data.look import Glass
 from winnow.data.prepared import prepared
@@ -93,8 +94,9 @@ class SelectionDataModule(lightning.LightningDataModule):
         self.num_workers, self.max_length = num_workers, max_length
         self.val_batch_size, self.val_limit = val_batch_size, val_limit
         self.steps = StepData(
-            corpus, tokenizer, pool_size, target_batch_size, max_length, seed, packing, target_order, raw, self.encoding
-        )
+            corpus, tokenizer, pool_size, target_batch_size, max_length, seed, packing, target_order, raw,
+            self.encoding, checked=True,
+        )  # fmt: skip
         for target, rows in zip(corpus.targets, self.steps.rows, strict=True):
             if rows > len(target.val):
                 log.warning(

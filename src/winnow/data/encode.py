@@ -1,24 +1,20 @@
-"""Examples to tokens and token batches: what carries loss is cut by ids, and held against the row."""
+"""Examples to tokens: what carries loss is cut by ids, and held against the row."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from winnow.data.chat import spoken
+from winnow.data.cut import Cut
 from winnow.data.encoding import JOINED, PLAIN, Encoded, Encoding
 from winnow.data.example import Example
 from winnow.data.rejects import BadRow
 from winnow.data.render import Rendered, Span, carries_loss, render, template_of, turns_of_example
-from winnow.data.tokens import Cut, ends, prompt_ids, token_ids
+from winnow.data.tokens import ends, prompt_ids, token_ids
 from winnow.data.verify import check_rendering, check_spelled
-from winnow.lm.losses import IGNORE
+from winnow.lm.ignore import IGNORE
 
 
 def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase, encoding: Encoding = PLAIN) -> list[int]:
@@ -45,7 +41,11 @@ def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase, encoding
 
 
 def encode(
-    example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, encoding: Encoding = PLAIN
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    encoding: Encoding = PLAIN,
+    checked: bool = False,
 ) -> Encoded:
     """Tokenise one example, with loss on what the assistant says and on what ends it, and on nothing else.
 
@@ -61,6 +61,8 @@ def encode(
         tokenizer: the model's tokenizer.
         max_length: longest sequence kept, in tokens.
         encoding: what carries loss, what is cut.
+        checked: the same was encoded before, by the same tokenizer and template, and not refused: nothing is held
+            against the row again.
 
     Returns:
         Ids, labels and what was cut. A row without a response token cannot be chosen.
@@ -70,18 +72,18 @@ def encode(
     """
     if _templated(example, tokenizer):
         rendered = render(example, tokenizer, encoding.loss_on, encoding.date)
-        check_rendering(example, rendered)
-        return _cut_down(_labelled(rendered, tokenizer, special=False), max_length, encoding, tokenizer)
+        if not checked:
+            check_rendering(example, rendered)
+        return _cut_down(_labelled(rendered, tokenizer, False, checked), max_length, encoding, tokenizer)
     prompt, rendered = _joined(example, encoding)
     if len(rendered.spans) > 1:
-        return _cut_down(_labelled(rendered, tokenizer, special=True), max_length, encoding, tokenizer)
+        return _cut_down(_labelled(rendered, tokenizer, True, checked), max_length, encoding, tokenizer)
     cut = Cut(rendered.text, tokenizer, special=True)
-    shared, whole = cut.tokens(len(prompt)) if prompt else (len(prompt_ids("", tokenizer)), True)
-    if whole:
-        before, after = cut.ids[:shared], cut.ids[shared:]
+    if prompt:
+        before, after = cut.sides(len(prompt))
     else:
-        # In one piece only where that leaves the prompt's tokens as a generation meets them.
-        before, after = prompt_ids(prompt, tokenizer), token_ids(rendered.text[len(prompt) :], tokenizer, special=False)
+        first = len(prompt_ids("", tokenizer))
+        before, after = cut.ids[:first], cut.ids[first:]
     loss = rendered.spans[0].loss
     labels = [IGNORE] * len(before) + (after if loss else [IGNORE] * len(after))
     made = Encoded(before + after, labels, False, 0, 1, int(loss), len(after))
@@ -112,7 +114,7 @@ def _joined(example: Example, encoding: Encoding) -> tuple[str, Rendered]:
     return text[: spans[-1].start], Rendered(text, tuple(spans), turns)
 
 
-def _labelled(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, special: bool) -> Encoded:
+def _labelled(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, special: bool, checked: bool) -> Encoded:
     """Tokens of a text with spans; loss from where the ids part from those of the text before a span."""
     cut = Cut(rendered.text, tokenizer, special)
     labels = [IGNORE] * len(cut.ids)
@@ -123,6 +125,8 @@ def _labelled(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, special: b
         if not span.loss:
             continue
         labels[start:end] = cut.ids[start:end]
+        if checked:
+            continue
         wanted = rendered.text[span.start : span.end]
         spelled = cut.says(start, end)
         if wanted.strip() not in spelled:
@@ -176,59 +180,3 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 def _templated(example: Example, tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(tokenizer.chat_template) and bool(example.messages or example.prompt)
-
-
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id used for padding: the tokenizer's own, else its end-of-text, else 0.
-
-    Args:
-        tokenizer: the model's tokenizer.
-
-    Returns:
-        A token id; padding is masked, so the choice changes nothing.
-    """
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
-
-
-def collate(rows: Sequence[Encoded], pad: int) -> dict[str, Int[Tensor, "batch tokens"]]:
-    """Pad encoded examples on the right into one batch.
-
-    Args:
-        rows: at least one example.
-        pad: id of the padding token.
-
-    Returns:
-        ``input_ids``, ``attention_mask`` and ``labels``.
-    """
-    length = max(1, max(len(row.input_ids) for row in rows))
-
-    def stack(parts: list[list[int]], fill: int) -> Tensor:
-        return torch.tensor([part + [fill] * (length - len(part)) for part in parts], dtype=torch.long)
-
-    return {
-        "input_ids": stack([row.input_ids for row in rows], pad),
-        "attention_mask": stack([[1] * len(row.input_ids) for row in rows], 0),
-        "labels": stack([row.labels for row in rows], IGNORE),
-    }
-
-
-def describe(examples: Sequence[Example]) -> dict[str, list[Any]]:
-    """What the records keep of a pool beside its tokens, as lists of strings.
-
-    Args:
-        examples: the pool's examples.
-
-    Returns:
-        ids, sources, groups and noises (hidden labels, for analysis only), prompts and responses.
-    """
-    return {
-        "id": [example.id for example in examples],
-        "source": [example.source for example in examples],
-        "group": [example.labels.get("group", "") for example in examples],
-        "noise": [example.labels.get("noise", "") for example in examples],
-        "prompt": [example.prompt for example in examples],
-        "response": [example.response for example in examples],
-    }

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from winnow.data.encode import PLAIN, Encoding, encode
 from winnow.data.example import Example
+from winnow.data.helpers import NotTaken, helping
 from winnow.data.progress import progress
 from winnow.data.rejects import LISTED, BadRow
 from winnow.data.table import ExampleTable
-from winnow.lm.losses import IGNORE
+from winnow.lm.ignore import IGNORE
 from winnow.records.whole import replacing
 
 log = logging.getLogger(__name__)
@@ -135,13 +135,14 @@ class Glass:
     def _pieces(self, examples: Sequence[Example], parts: list[tuple[int, int]]) -> Iterator[Looked]:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         mapped = isinstance(examples, ExampleTable) and examples.path is not None
-        if len(examples) < SHARED_FROM or workers < 2 or not mapped:
-            yield from (self.see(list(examples[start:stop])) for start, stop in parts)
-            return
-        # Forking a process that has threads may leave the copy hanging.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, _begin, (self, examples)) as pool:
-            yield from pool.map(_see, parts, chunksize=4)
+        if len(examples) >= SHARED_FROM and workers > 1 and mapped and sys.executable:
+            try:
+                with helping(_Share(self, examples), workers) as share:
+                    yield from share(parts)
+                return
+            except NotTaken as reason:  # of the first part: nothing was yielded yet
+                log.warning("rows are checked in one process: the tokenizer cannot be given to others (%s)", reason)
+        yield from (self.see(list(examples[start:stop])) for start, stop in parts)
 
     def see(self, examples: Sequence[Example]) -> Looked:
         """Encode and check examples, in this process.
@@ -170,18 +171,15 @@ class Glass:
         return Looked(columns, faults)
 
 
-_GLASS: list[tuple[Glass, Sequence[Example]]] = []
-"""What a worker process looks through, and at."""
+@dataclass(frozen=True)
+class _Share:
+    """What a helping process looks through, and at."""
 
+    glass: Glass
+    examples: Sequence[Example]
 
-def _begin(glass: Glass, examples: Sequence[Example]) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _GLASS.append((glass, examples))
-
-
-def _see(part: tuple[int, int]) -> Looked:
-    glass, examples = _GLASS[-1]
-    return glass.see(list(examples[part[0] : part[1]]))
+    def __call__(self, part: tuple[int, int]) -> Looked:
+        return self.glass.see(list(self.examples[part[0] : part[1]]))
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -12,16 +12,19 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from winnow.data.encode import PLAIN, Encoded, Encoding, collate, describe, encode, pad_token_id
+from winnow.data.batch import collate, describe, pad_token_id
+from winnow.data.encode import PLAIN, Encoded, Encoding, encode
 from winnow.data.example import Corpus, Example, Stream
 from winnow.data.orders import Orders
 from winnow.data.pack import Packed
 from winnow.data.rejects import placed
+from winnow.data.rows import Listed
 from winnow.data.turns import Turns, rows_per_target
 from winnow.data.weight import weights_of
 from winnow.records.shown import shown
 
 TARGET_ORDERS = ("shared", "round_robin")
+_NEVER = object()
 
 
 class Drawn:
@@ -117,6 +120,8 @@ class StepData(Dataset):
         target_order: ``shared`` | ``round_robin``.
         raw: candidates in front of a gate; None for pools as they come.
         encoding: what carries loss, what is cut.
+        checked: what is listed of the stream, and the targets, was looked at (``winnow.data.prepared``) with this
+            tokenizer and encoding.
 
     Raises:
         ValueError: ``target_order`` is neither, or ``raw`` does not go with the pools.
@@ -134,6 +139,7 @@ class StepData(Dataset):
         target_order: str = "shared",
         raw: Raw | None = None,
         encoding: Encoding = PLAIN,
+        checked: bool = False,
     ) -> None:
         if raw is not None:
             raw.check(pool_size, packing)
@@ -142,6 +148,8 @@ class StepData(Dataset):
         self.stream: Stream = corpus.stream
         self.targets = list(corpus.targets)
         self.tokenizer, self.max_length, self.seed, self.encoding = tokenizer, max_length, seed, encoding
+        # Which template they were looked at with: a tokenizer's may be set to another.
+        self._checked = tokenizer.chat_template if checked else _NEVER
         self.raw, self.pool_size, self.orders = raw, pool_size, Orders(seed)
         self.draw_size = pool_size if raw is None else raw.size
         weights = [target.weight for target in self.targets]
@@ -173,27 +181,30 @@ class StepData(Dataset):
         elif self.packed is not None:
             batch |= self._pool([self.packed[int(position)] for position in positions])
         else:
-            batch |= self.pool([self.stream[int(position)] for position in positions])
+            batch |= self.pool([self.stream[int(position)] for position in positions], drawn=True)
         if self.targets:
             batch["target"] = self.target_batch(epoch * (self.steps or 0) + step)
         return batch
 
-    def pool(self, examples: Sequence[Example]) -> dict[str, Any]:
+    def pool(self, examples: Sequence[Example], drawn: bool = False) -> dict[str, Any]:
         """A pool of examples.
 
         Args:
             examples: at least one.
+            drawn: they are the stream's.
 
         Returns:
             ``pool`` token batch, ``meta`` lists for the records, ``truncated`` rows.
         """
-        return self._pool([(example, self.encoded(example)) for example in examples])
+        known = drawn and isinstance(self.stream, Listed)
+        return self._pool([(example, self.encoded(example, known)) for example in examples])
 
-    def encoded(self, example: Example) -> Encoded:
+    def encoded(self, example: Example, known: bool = False) -> Encoded:
         """An example as tokens.
 
         Args:
             example: the example.
+            known: it is of those that were looked at, if ``checked``, and is not held against its row again.
 
         Returns:
             Its tokens.
@@ -202,7 +213,8 @@ class StepData(Dataset):
             ValueError: it cannot be used; a finite stream of files was looked through before for such.
         """
         with placed(f"example {shown(example.id)!r}"):
-            return encode(example, self.tokenizer, self.max_length, self.encoding)
+            checked = known and self._checked == self.tokenizer.chat_template
+            return encode(example, self.tokenizer, self.max_length, self.encoding, checked)
 
     def _pool(self, drawn: Sequence[tuple[Example, Encoded]]) -> dict[str, Any]:
         examples, rows = [example for example, _ in drawn], [row for _, row in drawn]
@@ -256,7 +268,7 @@ class StepData(Dataset):
             for position in range(turn * count, (turn + 1) * count):
                 lap, place = divmod(position, len(target.val))
                 example = target.val[int(self.orders.order(len(target.val), 1 + number, lap)[place])]
-                rows.append(self.encoded(example))
+                rows.append(self.encoded(example, known=True))
                 weight.append(target.weight / total / count)
                 task.append(number)
         return {**collate(rows, self.pad), "weight": torch.tensor(weight), "task": torch.tensor(task)}

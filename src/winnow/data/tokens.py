@@ -1,4 +1,4 @@
-"""Texts to token ids, and how many of them the text up to a place has."""
+"""Texts to token ids and back."""
 
 from __future__ import annotations
 
@@ -7,98 +7,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-BACK = 4
-"""Words before a place from which on a text is tokenised again."""
 
-
-class Cut:
-    """A text in tokens, to be cut at places in the text.
+def backend_of(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The tokenizer below, where it can be asked itself.
 
     Args:
-        text: the text.
         tokenizer: the model's tokenizer.
-        special: whether the tokenizer puts its own tokens around it.
+
+    Returns:
+        It; None where there is none, or it would cut or pad.
     """
-
-    def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase, special: bool) -> None:
-        self.text, self.tokenizer, self.special = text, tokenizer, special
-        backend = _backend(tokenizer)
-        self._found = None if backend is None else backend.encode(text, add_special_tokens=special)
-        self.ids = token_ids(text, tokenizer, special) if self._found is None else list(self._found.ids)
-
-    def _restart(self, place: int) -> tuple[int, int] | None:
-        """Where, some words before a place, a word begins, and its first token.
-
-        Words are tokenised one by one, and special tokens split a text before anything else does: from there on a text
-        can be tokenised alone. A few words before, since the end of a text may change how the last ones are split.
-        """
-        found = self._found
-        if found is None:
-            return None
-        at = next((token for back in (1, 2, 3) if (token := found.char_to_token(place - back)) is not None), None)
-        seen, last = 0, None
-        while at is not None and at > 0:
-            word = found.token_to_word(at)
-            if word is None or word != last:
-                seen, last = seen + 1, word
-            if seen > BACK:
-                return found.token_to_chars(at + 1)[0], at + 1
-            at -= 1
-        return None
-
-    def tokens(self, place: int) -> tuple[int, bool]:
-        """How many ids the text has in common with the text up to a place, tokenised on its own.
-
-        Args:
-            place: characters from the beginning.
-
-        Returns:
-            The length of the common prefix, and whether it is all of what is tokenised on its own.
-        """
-        if place >= len(self.text):
-            return len(self.ids), True
-        restart = self._restart(place)
-        if restart is not None:
-            begin, first = restart
-            count, whole = self._shared(token_ids(self.text[begin:place], self.tokenizer, False), first)
-            if whole or count > first + 1:
-                return count, whole
-        return self._shared(prompt_ids(self.text[:place], self.tokenizer, self.special), 0)
-
-    def _shared(self, alone: list[int], first: int) -> tuple[int, bool]:
-        count = first
-        for one in alone:
-            if count == len(self.ids) or self.ids[count] != one:
-                return count, False
-            count += 1
-        return count, True
-
-    def says(self, start: int, end: int) -> str:
-        """What some of the tokens say.
-
-        Args:
-            start: the first.
-            end: behind the last.
-
-        Returns:
-            Their text, special tokens included.
-        """
-        return decoded(self.ids[start:end], self.tokenizer)
-
-    def again(self, text: str) -> str:
-        """What a text says once it has been to tokens and back.
-
-        Args:
-            text: any text.
-
-        Returns:
-            Mostly the same.
-        """
-        return decoded(token_ids(text, self.tokenizer, special=False), self.tokenizer)
-
-
-def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The tokenizer below, where it can be asked itself: it cuts and pads nothing."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend if backend is not None and backend.truncation is None and backend.padding is None else None
 
@@ -130,7 +48,7 @@ def token_ids(text: str, tokenizer: PreTrainedTokenizerBase, special: bool) -> l
     Returns:
         The ids.
     """
-    backend = _backend(tokenizer)
+    backend = backend_of(tokenizer)
     if backend is not None:
         return list(backend.encode(text, add_special_tokens=special).ids)
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from winnow.data.encode import PLAIN, Encoding, collate, encode, pad_token_id
+from winnow.data.batch import collate, pad_token_id
+from winnow.data.encode import PLAIN, Encoding, encode
 from winnow.data.example import Target
 from winnow.evaluation.generation import accuracy
 from winnow.evaluation.nll import answer_nll

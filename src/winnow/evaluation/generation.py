@@ -11,7 +11,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from winnow.data.encode import PLAIN, Encoding, encode_prompt, pad_token_id, stop_token_ids
+from winnow.data.batch import pad_token_id
+from winnow.data.encode import PLAIN, Encoding, encode_prompt, stop_token_ids
 from winnow.data.example import Example, Target
 from winnow.lm.passes import FORWARD, Pass
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-IGNORE = -100
-"""The label of a position without a loss."""
+from winnow.lm.ignore import IGNORE
+
 CPU_ELEMENTS = 2**18
 """Logits of a block on a CPU: 1 MiB in float32, so that what follows the first pass over them stays in the cache."""
 GPU_ELEMENTS = 2**26

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from winnow.data import Corpus, Example, SelectionDataModule, collate
-from winnow.data.encode import describe, pad_token_id
+from winnow.data.batch import describe, pad_token_id
 from winnow.data.weight import weights_of
 from winnow.lm.batch import TargetBatch
 from winnow.lm.layout import response_tokens

@@ -233,7 +233,7 @@ def filled(taken: Taken, steps: StepData, device: torch.device) -> Taken:
     """
     if taken.passed is None or taken.drawn is None:
         return taken
-    made = steps.pool([taken.drawn.examples[at] for at in taken.passed.index.tolist()])
+    made = steps.pool([taken.drawn.examples[at] for at in taken.passed.index.tolist()], drawn=True)
     pool = {key: value.to(device) for key, value in made["pool"].items()}
     return replace(taken, pool=pool, meta=made["meta"], truncated=int(made["truncated"].sum()))
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.data.encode import describe
+from winnow.data.batch import describe
 from winnow.records.ledger import Gated
 from winnow.selection import Selection
 from winnow.signals import Needs, Signals
