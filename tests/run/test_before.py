@@ -52,7 +52,7 @@ def test_a_checkpoint_of_an_earlier_layout_has_the_keys_of_todays(monkeypatch: p
     assert all(name.startswith(("flops_", "tokens_", "seconds_")) for name in added - {"intake", *COUNTED_NOW})
 
 
-COUNTED_NOW = ("examples_drawn", "steps_scored")
+COUNTED_NOW = ("examples_drawn", "steps_scored", "bytes")
 
 
 def missing(some: Any, others: Any) -> list[str]:
