@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests' own models
 
@@ -33,6 +35,7 @@ class Case:
     family: str = "llama"
     options: tuple[tuple[str, Any], ...] = ()
     sizes: tuple[int, ...] = (2,)
+    sharded: bool = False
 
     def model(self) -> nn.Module:
         model = build(self.family, lora=self.lora)
@@ -62,6 +65,8 @@ CASES: dict[str, Case] = {
     "greats-lora-adamw": Case(Greats(filter_size=KEPT), sizes=(2, 4)),
     "max_loss-lora-adamw": Case(MaxLoss(filter_size=KEPT), update="two_pass", sizes=(2, 4)),
     "opus-lora-adamw": Case(Opus(filter_size=KEPT, sketch=512)),
+    "sharded-lora-adamw": Case(WEIGH, sharded=True),
+    "sharded-lora-two_pass": Case(FilterWeight(filter_size=2), update="two_pass", sharded=True),
     "sketched-lora-sgd": Case(
         WEIGH, optimizer="sgd", update="two_pass", options=(("mode", "sketch"), ("sketch_dim", 4))
     ),
@@ -99,10 +104,22 @@ def batches(step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return pool, target
 
 
+def in_shards(model: nn.Module, ranks: Ranks | None) -> nn.Module:
+    """The frozen base split over the processes of a group, its adapter whole in each."""
+    if ranks is None:
+        return model
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    mesh = DeviceMesh.from_group(ranks.group, "cpu")
+    for block in model.get_base_model().model.layers:  # type: ignore[operator,union-attr]
+        fully_shard(block, mesh=mesh, ignored_params=trained)
+    return fully_shard(model, mesh=mesh, ignored_params=trained)
+
+
 def trajectory(case: Case, ranks: Ranks | None) -> dict[str, Tensor]:
     """Everything the steps computed, by name."""
     pieces = (("pool_micro_batch", 7),) if ranks is None and ("mode", "sketch") in case.options else ()
     model, found = case.model(), dict[str, Tensor]()
+    model = in_shards(model, ranks) if case.sharded else model
     optimizer = case.optimizer_of(model)
     if case.optimizer == "muon":
         for parameter in model.parameters():

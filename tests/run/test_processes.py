@@ -62,6 +62,28 @@ def test_two_processes_write_what_one_writes(monkeypatch: pytest.MonkeyPatch) ->
     assert "budget/bytes" not in pd.read_csv("one/metrics.csv").columns
 
 
+ADAPTER = ("model/lora=default", "model.lora.lora_dropout=0", "export=false")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("update", ["one_pass", "two_pass"])
+def test_a_base_in_shards_trains_the_adapter_as_one_process_does(update: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_base()
+    options = (*ADAPTER, "trainer.precision=64-true", f"scoring.update={update}")
+    two = started(*options, "trainer.devices=2", "parallel.base=sharded", out="two")
+    command_line(monkeypatch, run, *SMALL, *options, "hydra.run.dir=one")
+    said = two.communicate(timeout=200)[0]
+    assert two.returncode == 0, said
+    same_records("one", "two")
+    one, other = (
+        torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("one", "two")
+    )
+    assert one.keys() == other.keys() and all("lora_" in name for name in one)
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_torchrun_starts_one_run_in_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +199,7 @@ def test_strategies_that_lose_something_are_refused_with_the_remedy(strategy: st
     ("option", "message"),
     [
         ("parallel.wire=fp8", "parallel.wire must be fp32, bf16 or null for the gradients' own; got 'fp8'"),
+        ("parallel.base=split", "parallel.base must be whole or sharded, got 'split'"),
         ("parallel.timeout=0", "parallel.timeout must be a number of minutes above 0, got 0"),
         ("parallel.timeout=soon", "parallel.timeout must be a number of minutes above 0, got 'soon'"),
     ],

@@ -66,6 +66,6 @@ def _through(
         ):
             return None
         valid = counts(losses.detach())
-        if bool(valid.any()):
+        if bool(valid.any()) or forward.together:
             capture.backward(weighed(torch.where(valid, losses, 0), batch).sum(), valid)
         return losses.detach()

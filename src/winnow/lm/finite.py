@@ -26,7 +26,8 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     Returns:
         The name; None if all are finite.
     """
-    named = [(name, tensor.detach()) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    held = [(name, _here(tensor.detach())) for name, tensor in tensors if tensor.is_floating_point()]
+    named = [(name, tensor) for name, tensor in held if tensor.numel()]
     if not named:
         return None
     # Norms read every number once and wait for a GPU once; one that overflows is looked at again.
@@ -34,6 +35,12 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     if bool(norm.isfinite()):
         return None
     return next((name for name, tensor in named if not bool(tensor.isfinite().all())), None)
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """Of what is held in shards, this process's own."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
 
 
 def likely_cause(parameters: Mapping[str, Tensor], rate: float | None = None) -> str:

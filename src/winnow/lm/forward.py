@@ -33,6 +33,8 @@ class Forward:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum' (scoring.reduction), got {reduction!r}")
         self.model, self.reduction, self.packed = model, reduction, packed
+        self.together = False
+        """Whether other processes hold parts of the model: a backward is then run even where nothing is to be had."""
         self.passes: list[Pass] = []
         """What went through the model since the list was last cleared."""
         self._unchecked = packed

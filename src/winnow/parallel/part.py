@@ -10,19 +10,20 @@ from winnow.lm.losses import IGNORE
 from winnow.parallel.ranks import Ranks
 
 
-def part_of(batch: Batch, ranks: Ranks) -> Batch:
+def part_of(batch: Batch, ranks: Ranks, only_blank: bool = False) -> Batch:
     """A process's rows of a batch.
 
     Args:
         batch: the whole, right-padded.
         ranks: the processes.
+        only_blank: one row without a response token, for a process that has to run something.
 
     Returns:
         ``ranks.share`` rows; those that are missing are copies of the first one without a response token.
     """
-    rows = ranks.rows(len(batch["labels"]))
+    rows = slice(0, 0) if only_blank else ranks.rows(len(batch["labels"]))
     own = {key: batch[key][rows] for key in KEYS} | weights_beside(batch, rows)
-    missing = ranks.share(len(batch["labels"])) - len(own["labels"])
+    missing = 1 if only_blank else ranks.share(len(batch["labels"])) - len(own["labels"])
     if missing:
         blank = {key: batch[key][:1].expand(missing, -1) for key in KEYS}
         blank["labels"] = torch.full_like(blank["labels"], IGNORE)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from winnow.lm.layout import Batch
+from winnow.parallel.base import in_shards
 from winnow.parallel.forward import gathered_signals
 from winnow.parallel.part import part_of
 from winnow.parallel.pool_pass import ParallelPass
@@ -30,6 +31,9 @@ class ParallelScorer(Scorer):
         optimizer: this process's.
         ranks: the processes; the whole world if omitted.
         **options: of :class:`winnow.Scorer`, the same everywhere.
+
+    Raises:
+        ValueError: as of :class:`winnow.Scorer`, or ``pack`` with a model in shards.
     """
 
     __signature__ = inspect.signature(Scorer)  # the options' kinds, for whoever checks them
@@ -40,6 +44,12 @@ class ParallelScorer(Scorer):
         self._passing = partial(ParallelPass, ranks=self.ranks)
         self._forwarded = partial(gathered_signals, self.ranks)
         super().__init__(model, optimizer, **options)
+        self._pass.scope.forward.together = in_shards(model)
+        if in_shards(model) and self._pass.scope.forward.packed:
+            raise ValueError(
+                "scoring.pack=true may run a batch once more in one process, and parallel.base=sharded has all run "
+                "together: set scoring.pack=false"
+            )
 
     def _referred(self, pool: Batch, ids: Sequence[str] | None) -> Tensor:
         if self._reference.by_id:

@@ -9,8 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from winnow.lm.forward import Forward
-from winnow.lm.layout import Batch
+from winnow.lm.layout import Batch, take, weighed
+from winnow.lm.passes import TRAINED
 from winnow.parallel.held import ParallelHeld, own_of, reached, reduced
+from winnow.parallel.part import part_of
 from winnow.parallel.ranks import Ranks
 from winnow.scorer.held import HeldFactors
 from winnow.scorer.one_pass import Update
@@ -62,7 +64,8 @@ class ParallelUpdate(Update):
         for parameter in self.trainable.values():
             parameter.grad = None
         own = own_of(selection, self.ranks, total)
-        trained, found = super().second_pass(pool, own, backward)
+        run = self._in_step if self.forward.together else super().second_pass
+        trained, found = run(pool, own, backward)
         known = torch.zeros(total, dtype=torch.bool)
         known[trained.index.cpu()] = True
         report = torch.stack([found.nan_to_num(), found.isfinite().float(), known.float()]).to(self.ranks.device)
@@ -83,6 +86,25 @@ class ParallelUpdate(Update):
                 now = self.trainable[name].grad
                 self.trainable[name].grad = earlier if now is None else earlier + now
         return whole, torch.where(seen > 0, losses, torch.nan).to(found.dtype)
+
+    def _in_step(
+        self, pool: Batch, own: Selection, backward: Callable[[Tensor], None]
+    ) -> tuple[Selection, Float[Tensor, " pool"]]:
+        """As of one process, of a model that all have to run at the same time, whether they keep anything or not."""
+        found = torch.full((len(pool["labels"]),), torch.nan, dtype=torch.float32)
+        while self.ranks.anywhere(len(own) > 0):
+            some, device = len(own) > 0, pool["labels"].device
+            kept = take(pool, own.index.to(device)) if some else part_of(pool, self.ranks, only_blank=True)
+            losses = self.forward.losses(kept, TRAINED)
+            finite = losses.detach().isfinite() if some else torch.ones(len(losses), dtype=torch.bool)
+            found[own.index.cpu()] = losses.detach().cpu().type(found.dtype)[: len(own)]
+            if not self.ranks.anywhere(not bool(finite.all())):
+                share = own.weight.to(device) / max(1, len(own)) if some else torch.zeros(len(losses), device=device)
+                backward((weighed(torch.where(losses.isfinite(), losses, 0), kept) * share).sum())
+                break
+            there = finite[: len(own)].to(own.index.device)
+            own = Selection(own.index[there], own.weight[there], own.diagnostics)
+        return own, found
 
 
 def _times(gradient: Tensor | None, scale: float) -> Tensor | None:

@@ -37,6 +37,7 @@ ADDED: dict[str, Any] = {
     "logger.id": None,
     "parallel.wire": None,
     "parallel.timeout": 30,
+    "parallel.base": "whole",
     "scoring.period": 1,
     "scoring.between": "uniform",
     **{f"scoring.{name}": None for name in ("max_tokens", "precision", "proxy")},

@@ -25,6 +25,7 @@ from winnow.data import Corpus, SelectionDataModule
 from winnow.data.groups import groups
 from winnow.models import LanguageModel
 from winnow.parallel import Ranks
+from winnow.parallel.base import shard_base, sharded_names
 from winnow.records.checkpoint import check_fits, read_checkpoint
 from winnow.records.folder import changes
 from winnow.records.preparation import preparation
@@ -148,6 +149,8 @@ def assemble(
         more |= {"intake": intake_of(cfg, gate, language, ranks), "limits": limits}
     built = build(cfg.trainer, **trainer)
     model = language.model
+    if ranks is not None and cfg.parallel.base == "sharded":  # in the precision it will have: shards keep theirs
+        shard_base(built.precision_plugin.convert_module(model), built.strategy.root_device.type, ranks.size)
     if not trains:
         model = built.precision_plugin.convert_module(model).to(built.strategy.root_device)
     module = SelectionModule(
@@ -159,6 +162,7 @@ def assemble(
         **more,
     )
     module.together = Together(ranks)
+    module._ddp_params_and_buffers_to_ignore = sharded_names(module)  # type: ignore[assignment]
     return Experiment(language, data, module, built, module.prepare(built))
 
 

@@ -17,6 +17,7 @@ from winnow.callbacks import Records
 from winnow.evaluation import evaluate
 from winnow.lm.forward import Forward
 from winnow.lm.passes import Pass
+from winnow.parallel.base import in_shards
 from winnow.records.checkpoint import read_checkpoint
 from winnow.records.folder import FolderInUse, changes, claim, earlier_job, occupied
 from winnow.records.preparation import SPENT
@@ -182,8 +183,12 @@ def train_part(cfg: DictConfig, parts: Parts) -> None:
     assert parts.group is not None
     parts.group.first("equipped")  # what is read, checked and downloaded is so once
     equip(cfg, Path(cfg.out), parts)
+    together = in_shards(parts.experiment.language.model)  # which no process can run by itself
+    if together:
+        _measure(cfg, parts, [])
     parts.group.first("measured")
-    _fit(parts, cfg.ckpt_path)
+    if _fit(parts, cfg.ckpt_path) and together:
+        _measure(cfg, parts, [])
 
 
 def _measure(cfg: DictConfig, parts: Parts, passes: list[Pass]) -> dict[str, float]:

@@ -106,6 +106,13 @@ def check(cfg: DictConfig, count: int, sweeps: bool) -> None:
         ValueError: an option of ``parallel`` is out of range, or jobs of a sweep would each be several processes.
     """
     check_wire(cfg.parallel.wire)
+    if cfg.parallel.base not in ("whole", "sharded"):
+        raise ValueError(f"parallel.base must be whole or sharded, got {cfg.parallel.base!r}")
+    if cfg.parallel.base == "sharded" and count == 1 and place() is None:
+        raise ValueError(
+            "parallel.base=sharded splits the frozen base among several processes, and there is one: set "
+            "trainer.devices=N, or leave it out"
+        )
     minutes = cfg.parallel.timeout
     if not isinstance(minutes, int | float) or isinstance(minutes, bool) or not 0 < minutes < LONG.total_seconds():
         raise ValueError(f"parallel.timeout must be a number of minutes above 0, got {minutes!r}")

@@ -40,7 +40,9 @@ class HeldFactors:
         """By parameter, until they are used up."""
         self._pool = {key: pool[key] for key in KEYS} | weights_beside(pool)
         self._pool_stamps = _stamps(self._pool.values())
-        self._named = dict(model.named_parameters())
+        # What is held in shards is gathered and let go of by whoever runs it, and has no storage of its own to look at.
+        named = model.named_parameters()
+        self._named = {name: held for name, held in named if type(held).__name__ != "DTensor"}
         self._stamps = _stamps(self._named.values())
 
     def check(self, selection: Selection, pool: Batch | None = None) -> None:
