@@ -15,15 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.commands import CONF, ROOT, SMALL, command_line, save_base
+from tests.commands import CONF, ROOT, SMALL, command_line, configured, save_base
 from tests.run.test_ending import LONG, Signal, assert_same
 from tests.run.test_run import go, read
+from winnow.records.provenance import anonymous
 from winnow.records.status import Terminated
+from winnow.records.strict_json import write_json
 from winnow.run import execute as running
 from winnow.run import run
 from winnow.run.again import going_on, newest, quoted
-from winnow.run.instantiate import BuildError
+from winnow.run.instantiate import BuildError, plain
 from winnow.run.leaving import again, ended_by_schedulers
+from winnow.run.stages import lift_steps
 from winnow.training import stopping
 from winnow.training.stopping import Stop, handled
 
@@ -210,6 +213,15 @@ def test_in_dated_folders_it_finds_the_newest_of_its_configuration(
     assert going_on(line, CONF, "train") == line, "another configuration begins afresh"
     (line[-1],) = ["data.pool_size=${oc.env:NOWHERE}"]
     assert going_on(line, CONF, "train") == line, "what is wrong with it is for the run to say"
+
+
+def test_a_budget_in_place_of_steps_is_found_again() -> None:
+    line = ["budget.flops=1e9", "logger=none", "resume=auto"]
+    with configured(*line, out="outputs/filter_weight/2026-11-26_10-00-00") as cfg:
+        lift_steps(cfg, line)
+        assert cfg.trainer.max_steps == -1
+        write_json(Path(cfg.out) / "config.json", anonymous(plain(cfg)))
+    assert going_on(line, CONF, "train") == ["hydra.run.dir=outputs/filter_weight/2026-11-26_10-00-00", *line]
 
 
 def test_which_folder_is_taken_up(tmp_path: Path) -> None:

@@ -63,8 +63,10 @@ def _found(config: DictConfig) -> Path | None:
         pattern = "*".join(glob.escape(part) for part in str(config.hydra.run.dir).split(PLACE))
         from winnow.records.provenance import anonymous
         from winnow.run.instantiate import plain
+        from winnow.run.stages import lift_steps
 
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        lift_steps(own, list(config.hydra.overrides.task))  # as it is recorded
         return newest([Path(name) for name in glob.glob(pattern)], anonymous(plain(own)))
     finally:
         HydraConfig.instance().cfg = None
