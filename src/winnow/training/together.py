@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -13,6 +14,8 @@ from winnow.parallel import Ranks, check_same
 from winnow.parallel.same import due
 from winnow.scorer.flops import Flops
 from winnow.training.budget import Budget
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -75,6 +78,14 @@ class Together:
             parameters: the trained ones, by name.
             updates: made so far.
         """
+        if self.ranks is not None and updates == 1:
+            numbers = sum(parameter.numel() for parameter in parameters.values())
+            plain = 2 * (self.ranks.size - 1) / self.ranks.size * numbers * 4
+            log.info(
+                "%d processes: this one has sent %.1f MB up to the first update (budget/bytes); plain DDP sends "
+                "%.1f MB an update, its gradient in float32",
+                self.ranks.size, self.ranks.bytes / 1e6, plain / 1e6,
+            )  # fmt: skip
         if self.ranks is not None and due(updates):
             check_same(parameters, self.ranks, updates)
 
