@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -131,3 +132,13 @@ def test_a_checkpoint_copied_alone_goes_on_and_says_what_is_missing(caplog: pyte
     go("ckpt_path=alone/last.ckpt", "callbacks.best=null", "export=false", out="other")
     assert "no ledger in" in caplog.text and "begin at pool 2" in caplog.text
     assert pq.read_table("other/ledger.parquet")["step"].unique().to_pylist() == [2, 3]
+
+
+def test_the_last_checkpoint_knows_the_measurement_before_it() -> None:
+    save_base()
+    go("export=false")
+    kept = torch.load(LAST, weights_only=True)["callbacks"]
+    best = next(state["best_model_score"] for name, state in kept.items() if name.startswith("ModelCheckpoint"))
+    measured = pd.read_csv("out/metrics.csv")["target/val_nll"].dropna()
+    assert len(measured) == 2 and measured.iloc[-1] < measured.iloc[0]
+    assert float(best) == pytest.approx(measured.iloc[-1])

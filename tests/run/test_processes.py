@@ -58,7 +58,13 @@ def test_two_processes_write_what_one_writes(monkeypatch: pytest.MonkeyPatch) ->
     assert sorted(path.name for path in Path("two").iterdir()) == sorted(
         {path.name for path in Path("one").iterdir()} | {"train.log"}
     )  # nothing of the second process, which had nothing to say
-    assert pd.read_csv("two/metrics.csv")["budget/bytes"].iloc[-1] > 0
+    sent = pd.read_csv("two/metrics.csv")["budget/bytes"].iloc[-1]
+    trained = sum(
+        value.numel() for value in torch.load("two/checkpoints/last.ckpt", weights_only=True)["state_dict"].values()
+    )
+    assert (
+        sent > 4 * trained * 8
+    )  # of four candidates in float64, half of it, in each of the two pools that were scored
     assert "budget/bytes" not in pd.read_csv("one/metrics.csv").columns
 
 

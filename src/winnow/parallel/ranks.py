@@ -39,7 +39,8 @@ class Ranks:
     """
 
     def __init__(self, wire: str | None = None, group: Any = None) -> None:
-        self.send_in(wire)
+        check_wire(wire)
+        self.wire = None if wire is None else WIRES[wire]
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         # Of a group of both, what has no device of its own goes over gloo.
@@ -61,18 +62,6 @@ class Ranks:
             All processes of the world.
         """
         return cls(wire, dist.new_group(timeout=timedelta(seconds=seconds)))
-
-    def send_in(self, wire: str | None) -> None:
-        """Choose the precision per-example gradients are sent in.
-
-        Args:
-            wire: as of the class.
-
-        Raises:
-            ValueError: it is neither.
-        """
-        check_wire(wire)
-        self.wire = None if wire is None else WIRES[wire]
 
     def share(self, total: int) -> int:
         """Rows of a batch that a process takes; the last ones may have fewer.
@@ -183,7 +172,9 @@ class Ranks:
         Returns:
             The same everywhere.
         """
-        return bool(self.sum(torch.tensor([int(flag)], device=self.device)) > 0)
+        up = torch.tensor([int(flag)], device=self.device)
+        dist.all_reduce(up, group=self.group)  # of no account among what is sent
+        return bool(up > 0)
 
     def _sent(self, times: float, tensor: Tensor) -> None:
         self.bytes += int(times * tensor.numel() * tensor.element_size())

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 
-from winnow.callbacks import AtomicCheckpointIO, Records
+from winnow.callbacks import AtomicCheckpointIO, LastCheckpoint, Records
 from winnow.data import Corpus, SelectionDataModule
 from winnow.data.groups import groups
 from winnow.models import LanguageModel
@@ -156,7 +156,9 @@ def assemble(
     module = SelectionModule(
         model,
         selector=selector,
-        scorer=partial(build(scorer_options(cfg, ranks)), **(scorer or {})),
+        scorer=partial(
+            build(scorer_options(cfg, ranks)), **(scorer or {}), **({} if ranks is None else {"ranks": ranks})
+        ),
         optimizer=build(cfg.optimizer),
         seed=cfg.seed,
         **more,
@@ -188,7 +190,8 @@ def equip(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     parts.experiment = assemble(
         cfg,
         trainer={
-            "callbacks": list(callbacks.values()),
+            # What a run goes on from is saved when all others have taken in the measurement before it.
+            "callbacks": sorted(callbacks.values(), key=lambda one: isinstance(one, LastCheckpoint)),
             "logger": logger or False,
             "plugins": [AtomicCheckpointIO(), LightningEnvironment()],  # Slurm's would requeue by itself, midway
             **devices(cfg.trainer, parts.group),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loggers import WandbLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from winnow.callbacks import Records
 from winnow.evaluation import evaluate
@@ -99,9 +99,7 @@ def _in_folder(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     with blaming(""):
         count = asked(cfg.trainer)
         check(cfg, count, in_sweep())
-    with together(count, folder, cfg.parallel.wire, float(cfg.parallel.timeout)) as parts.group:
-        if parts.group is not None:
-            parts.group.ranks.everywhere(OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
+    with together(cfg, count, folder) as parts.group:
         return _recorded(cfg, folder, parts)
 
 

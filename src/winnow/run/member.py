@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import cast
 
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig, OmegaConf
 
 from winnow.run.allocator import keep_freed_memory
 from winnow.run.assemble import Parts
@@ -31,9 +29,8 @@ def member(own: Place) -> None:
     logging.basicConfig(level=logging.ERROR, format=f"process {own.rank}: %(message)s")
     if not torch.cuda.is_available():
         keep_freed_memory()
-    group = join(own)  # how long to wait is told by the first process
-    cfg = cast(DictConfig, OmegaConf.create(group.ranks.everywhere("")))
-    group.ranks.send_in(cfg.parallel.wire)
+    group = join(own)
+    cfg = group.configured()
     parts = Parts(group=group)
     with left_as_found(), handled(parts.stop):
         train_part(cfg, parts)

@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from winnow.parallel import Ranks
 from winnow.parallel.ranks import check_wire
+from winnow.run.instantiate import plain
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ LONG = timedelta(days=7)
 """Others wait as long as this for the first process to read the data and to measure the model."""
 
 
-WIRES_CUT = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out waiting")
+CUT = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out waiting")
 """Words of errors that mean that another process does not answer."""
 
 
@@ -114,7 +115,8 @@ def check(cfg: DictConfig, count: int, sweeps: bool) -> None:
             "trainer.devices=N, or leave it out"
         )
     minutes = cfg.parallel.timeout
-    if not isinstance(minutes, int | float) or isinstance(minutes, bool) or not 0 < minutes < LONG.total_seconds():
+    longest = LONG.total_seconds() / 60
+    if not isinstance(minutes, int | float) or isinstance(minutes, bool) or not 0 < minutes < longest:
         raise ValueError(f"parallel.timeout must be a number of minutes above 0, got {minutes!r}")
     if sweeps and (count > 1 or place() is not None):
         raise ValueError(
@@ -149,14 +151,26 @@ class Group:
         else:
             self.store.wait([what], LONG)
 
+    def configured(self, cfg: DictConfig | None = None) -> DictConfig:
+        """The first process's configuration, and from now on what it says of sending and waiting.
 
-def join(own: Place, wire: str | None = None, minutes: float = 30) -> Group:
+        Args:
+            cfg: of the first process.
+
+        Returns:
+            The same everywhere, interpolations resolved.
+        """
+        text = "" if cfg is None else OmegaConf.to_yaml(OmegaConf.create(plain(cfg)))
+        found = cast(DictConfig, OmegaConf.create(self.ranks.everywhere(text)))
+        self.ranks = Ranks.alone(found.parallel.wire, 60 * float(found.parallel.timeout))
+        return found
+
+
+def join(own: Place) -> Group:
     """Meet the other processes.
 
     Args:
         own: which of them this is.
-        wire: precision that gradients are sent in, see :class:`winnow.parallel.Ranks`.
-        minutes: after which a process that waits for another gives up.
 
     Returns:
         The group.
@@ -164,27 +178,22 @@ def join(own: Place, wire: str | None = None, minutes: float = 30) -> Group:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(own.local)
-    wait = timedelta(minutes=minutes)
-    if not dist.is_initialized():
-        store, _, _ = next(iter(dist.rendezvous("env://", own.rank, own.size, timeout=wait)))
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=dist.PrefixStore("default", store), rank=own.rank, world_size=own.size, timeout=wait,
-        )  # fmt: skip
-    else:
-        store = dist.distributed_c10d._get_default_store()
-    return Group(Ranks.alone(wire, wait.total_seconds()), store, own)
+    store, _, _ = next(iter(dist.rendezvous("env://", own.rank, own.size)))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=dist.PrefixStore("default", store), rank=own.rank, world_size=own.size,
+    )  # fmt: skip
+    return Group(Ranks(), store, own)
 
 
 @contextmanager
-def together(count: int, folder: Path, wire: str | None, minutes: float) -> Iterator[Group | None]:
+def together(cfg: DictConfig, count: int, folder: Path) -> Iterator[Group | None]:
     """The processes of a run: those that torchrun or Slurm has started, or as many as are asked for, started here.
 
     Args:
-        count: how many the configuration asks for.
+        cfg: the composed configuration, which the others are given.
+        count: how many it asks for.
         folder: the run's; what the others print goes to ``process-<rank>.log`` there.
-        wire: precision that gradients are sent in.
-        minutes: after which a process that waits for another gives up.
 
     Yields:
         The group; None for a single process.
@@ -203,7 +212,9 @@ def together(count: int, folder: Path, wire: str | None, minutes: float) -> Iter
         started = [_start(rank, folder, shared) for rank in range(1, count)]
         own = Place(0, count, 0)
     try:
-        yield join(own, wire, minutes)
+        group = join(own)
+        group.configured(cfg)
+        yield group
         dist.destroy_process_group()
     except BaseException:
         for process in started:
@@ -252,7 +263,7 @@ def lost(error: RuntimeError, others: int) -> RuntimeError:
         The same error, or one that says that another process is gone.
     """
     text = str(error)
-    if not others or not (isinstance(error, dist.DistError) or any(word in text for word in WIRES_CUT)):
+    if not others or not (isinstance(error, dist.DistError) or any(word in text for word in CUT)):
         return error
     which = "the other process" if others == 1 else f"one of the other {others} processes"
     where = "" if "TORCHELASTIC_RUN_ID" in os.environ else " (process-1.log and the like, in the run's folder)"
