@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from winnow.data.encoding import Encoding
+from winnow.data.files import UTF16
 from winnow.data.jsonl import jsonl_corpus
 from winnow.data.look import Glass
 from winnow.data.prepared import prepared
@@ -35,6 +36,8 @@ KEYS = (
     "label",    "reasoning_content", "system", "chat_template_kwargs", "chosen", "rejected", "answer", "source", "type",
 )  # fmt: skip
 LONG = b'{"prompt": "' + b"a" * 10_000_000 + b'"}'
+MARKS = (*UTF16, b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"PAR1", b"ARROW1", b"\xff" * 4, b"PK\x03\x04")
+"""What files of other forms begin with: hypothesis finds these in the code that it runs, and draws them."""
 WORDS = (
     "user",
     "assistant",
@@ -97,6 +100,8 @@ def attempt(folder: Path, drawn: list[bytes], template: str | None, glass: Glass
     """
     path = folder / "odd.jsonl"
     path.write_bytes(b"\n".join([*drawn, b'{"prompt": "a good row", "response": "yes"}']) + b"\n")
+    if path.read_bytes().startswith(MARKS):
+        return whole(path)
     given_rows = sum(bool(line.decode("utf-8", "replace").strip()) for line in drawn) + 1
     glass.tokenizer.chat_template = template
     corpus = jsonl_corpus(str(path), {}, on_bad_row="drop")
@@ -107,6 +112,27 @@ def attempt(folder: Path, drawn: list[bytes], template: str | None, glass: Glass
     assert kept.stream.size + refused + left == given_rows, (kept.stream.size, refused, left, given_rows)
     assert all(one.where.startswith(f"{path}, line ") and one.reason for one in kept.rejects.listed)
     return Counter(kept=kept.stream.size, refused=refused, left=left, rows=given_rows)
+
+
+def whole(path: Path) -> Counter[str]:
+    """Read a file that begins as one of another form does, and is none: it is refused whole.
+
+    Args:
+        path: the file.
+
+    Returns:
+        One file, named.
+
+    Raises:
+        AssertionError: it was taken, or the error does not name it.
+    """
+    try:
+        jsonl_corpus(str(path), {})
+    except ValueError as error:
+        if str(path) in str(error) and "data.corpus.stream" in str(error):
+            return Counter({"files refused whole": 1})
+        raise AssertionError(f"a file that begins as one of another form is not named: {error}") from error
+    raise AssertionError("a file that begins as one of another form was taken for lines")
 
 
 def archive(folder: Path, drawn: list[bytes], cut: int) -> Counter[str]:
