@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from tests import runs
 from winnow.data.cut import Cut
-from winnow.data.helpers import NotTaken, _taken, helping
+from winnow.data.helpers import HELPER, NotTaken, _taken, helping
+from winnow.data.pieces import CONTRACTIONS, REST, Pieces, local
 from winnow.data.spelling import spelling
 from winnow.data.tokens import decoded, prompt_ids, token_ids
 from winnow.data.words import Found, Spelled
@@ -56,13 +57,22 @@ KINDS: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], bool]] = {
     "never split": (splitting(pre_tokenizers.ByteLevel(False, use_regex=False)), False),
     "levelled": (splitting(None, normalizers.NFC()), True),
     "words": (worded, False),
+    "digits in threes": (
+        splitting(pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(f"{CONTRACTIONS}\\p{{N}}{{1,3}}{REST}"), "isolated"),
+            pre_tokenizers.ByteLevel(False, use_regex=False),
+        ])), True,
+    ),
+    "digits one by one": (
+        splitting(pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)])), True,
+    ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("batches", [True, False])
+@pytest.mark.parametrize("helper", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_sides_are_what_they_are_alone(kind: str, batches: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false" if batches else "true")
+def test_both_sides_are_what_they_are_alone(kind: str, helper: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HELPER, "1" if helper else "")
     make, spelled = KINDS[kind]
     tokenizer, draw, seen = make(), random.Random(0), set()
     assert (spelling(tokenizer, len(tokenizer)) is not None) is spelled
@@ -77,8 +87,38 @@ def test_both_sides_are_what_they_are_alone(kind: str, batches: bool, monkeypatc
         assert whole or cut.ids[count : count + 1] != alone[count : count + 1]
         assert cut.sides(place) == (alone, cut.ids[count:] if whole else rest)
         assert cut.says(count, len(cut.ids)) == decoded(cut.ids[count:], tokenizer)
-    assert (Spelled in seen) is (spelled and batches)
-    assert (Found in seen) is (not spelled or not batches or kind == "levelled")
+    assert (Spelled in seen) is (spelled and helper)
+    assert (Found in seen) is (not spelled or not helper or kind == "levelled")
+
+
+BY_WORDS = {
+    "spaces": True, "digits in threes": True, "digits one by one": True, "levelled": False, "words": False,
+    "line breaks go with what is before": False, "never split": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BY_WORDS)
+def test_words_that_were_met_give_the_ids_of_the_whole_text(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("winnow.data.pieces.WORDS", 40)
+    backend, draw = KINDS[kind][0]().backend_tokenizer, random.Random(1)
+    assert local(backend) is BY_WORDS[kind]
+    if not KINDS[kind][1] or not local(backend):
+        return
+    pieces = Pieces(backend)
+    odd = (*PIECES, " ", "\t", "\x1c", "\x85", "\u00a0", "\u2003", "a", "I'LL", " x" * 40, " 1234567", "<eos>", "\r\n")
+    for _ in range(300):
+        text = "".join(draw.choices(odd, k=draw.choice((1, 4, 40))))
+        assert pieces.ids(text) == backend.encode(text, add_special_tokens=False).ids, repr(text)
+    assert len(pieces.known) == 40  # no more are kept, and the rest is right all the same
+
+
+def test_a_token_that_takes_the_space_beside_it_keeps_texts_whole() -> None:
+    tokenizer = splitting(None)()
+    tokenizer.add_tokens([AddedToken("<right>", rstrip=True)])
+    assert not local(tokenizer.backend_tokenizer)
+    tokenizer = splitting(None)()
+    tokenizer.add_tokens([AddedToken("It is")])
+    assert not local(tokenizer.backend_tokenizer)
 
 
 def test_a_place_behind_white_space_that_is_no_token_can_be_asked_for() -> None:

@@ -10,6 +10,7 @@ import os
 
 from transformers import PreTrainedTokenizerBase
 
+from winnow.data.helpers import HELPER
 from winnow.data.spelling import spelling
 from winnow.data.tokens import backend_of, decoded, prompt_ids, token_ids
 from winnow.data.words import Found, Spelled, Words
@@ -31,12 +32,11 @@ class Cut:
         if self.backend is None:
             self.ids = token_ids(text, tokenizer, special)
             return
-        # Only a batch can be had without places in the text, which take a fifth of the time; where batches are
-        # tokenised by threads, none is asked for, since a process with threads must not be forked.
-        alone = os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("false", "0", "off", "no", "n", "f")
-        known = spelling(tokenizer, len(tokenizer)) if alone else None
+        # What is known of a tokenizer holds as long as nobody changes it, and a batch must not start threads: of a
+        # helper's process both are sure.
+        known = spelling(tokenizer, len(tokenizer)) if os.environ.get(HELPER) else None
         if known is not None:
-            ids = self.backend.encode_batch_fast([text], add_special_tokens=special)[0].ids
+            ids = known.ids(text, special)
             parts = known.parts(ids, text, special)
             if parts is not None:
                 self.ids, self.words = ids, Spelled(text, parts)

@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 P = TypeVar("P")
 R = TypeVar("R")
+HELPER = "WINNOW_HELPER"
+"""The variable that is set in the environment of these processes."""
 SERVE = "from winnow.data.helpers import serve; serve()"
 
 
@@ -36,7 +38,7 @@ class Helper:
 
     def __init__(self, task: bytes) -> None:
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        environment = {**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false", HELPER: "1"}
         # -P: the folder the program was started in is not to be searched before the libraries, unless it is here.
         command = [sys.executable, "-P", "-c", SERVE]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)

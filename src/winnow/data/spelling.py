@@ -9,6 +9,8 @@ from typing import Any
 from tokenizers import decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
+from winnow.data.pieces import Pieces, local
+
 PROBE = "one two three four five six"
 
 
@@ -30,6 +32,21 @@ class Spelling:
         for number, entry in backend.get_added_tokens_decoder().items():
             self.table[number] = entry.content.encode()
         self.around = list(backend.encode("").ids)
+        self.backend, self.pieces = backend, Pieces(backend) if local(backend) else None
+
+    def ids(self, text: str, special: bool) -> list[int]:
+        """Ids of a text.
+
+        Args:
+            text: the text.
+            special: whether the tokenizer puts its own tokens around it.
+
+        Returns:
+            As the tokenizer gives them.
+        """
+        if self.pieces is not None and not (special and self.around):
+            return self.pieces.ids(text)
+        return list(self.backend.encode_batch_fast([text], add_special_tokens=special)[0].ids)
 
     def parts(self, ids: list[int], text: str, special: bool) -> list[bytes] | None:
         """What each token of a text spells.
@@ -47,7 +64,7 @@ class Spelling:
         if ids[:before] != self.around[:before]:
             return None
         table = self.table
-        parts = [table[one] for one in ids[before:]]
+        parts = list(map(table.__getitem__, ids[before:]))
         return [b""] * before + parts if b"".join(parts) == text.encode() else None
 
 
