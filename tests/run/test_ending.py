@@ -95,7 +95,13 @@ LONG = ("trainer.max_steps=6", "callbacks.last.every=50")
 
 
 @pytest.mark.parametrize(
-    ("name", "pool"), [pytest.param("SIGTERM", 3, marks=pytest.mark.long), ("SIGTERM", 4), ("SIGINT", 3), ("error", 3)]
+    ("name", "pool"),
+    [
+        pytest.param("SIGTERM", 3, marks=pytest.mark.long),
+        ("SIGTERM", 4),
+        pytest.param("SIGINT", 3, marks=pytest.mark.long),
+        pytest.param("error", 3, marks=pytest.mark.long),
+    ],
 )
 def test_a_stopped_run_goes_on_from_its_last_pool_as_if_nothing_had_been(
     name: str, pool: int, caplog: pytest.LogCaptureFixture

@@ -199,7 +199,6 @@ def test_the_process_is_left_as_it_was_and_dropout_is_on_in_training() -> None:
         (["data.join_turns=maybe"], "data.join_turns must be true or false, got 'maybe'"),
         (["data.cache_dir=7"], "data.cache_dir must be a folder, or null, got 7"),
         (["+data.foo=1"], "data: .*unexpected keyword argument 'foo'"),
-        (["trainer.devices=2"], "use trainer.devices=1"),
         (["trainer.precision=foo"], "trainer.precision=foo"),
         (["model.path=nowhere"], "model.path='nowhere'"),
         (["model.path=???"], "no value for model.path: give model.path="),

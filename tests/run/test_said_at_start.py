@@ -106,7 +106,10 @@ from winnow.signals import Signals
         ("ckpt_path=-1", r"ckpt_path must be the file of a checkpoint, such as .*; got -1"),
         ("ckpt_path=0", r"ckpt_path must be the file"),
         ("ckpt_path=true", r"ckpt_path must be the file"),
-        ("+trainer.strategy=ddp_spawn", r"trainer\.strategy=ddp_spawn is for several processes"),
+        (
+            "+trainer.strategy=ddp_spawn",
+            r"trainer\.strategy=ddp_spawn: its processes give back weights and no counters",
+        ),
     ],
 )
 def test_an_option_out_of_range_is_refused_before_anything_is_measured(option: str, words: str) -> None:

@@ -113,13 +113,13 @@ def test_a_step_that_is_not_scored_costs_no_more_than_random_candidates_do() -> 
         seen: list[list[tuple[str, int]]] = []
 
         def listen(module: Any) -> None:
-            spend = module.budget.spend
+            spend = module.together.spend
 
-            def heard(flops: Any, passes: Any) -> None:
+            def heard(budget: Any, flops: Any, passes: Any) -> None:
                 seen.append([(one.kind, one.rows) for one in passes])
-                spend(flops, passes)
+                spend(budget, flops, passes)
 
-            module.budget.spend = heard
+            module.together.spend = heard
 
         train(selector, made, steps=4, period=period, before=listen)
         return seen
