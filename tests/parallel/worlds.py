@@ -42,6 +42,8 @@ class Case:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+        if self.lora:
+            model.get_input_embeddings().weight.data[BROKEN] = torch.nan  # type: ignore[operator,union-attr]
         return model
 
     def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -92,12 +94,18 @@ NOTHING_THERE = 3
 """At this step the first process's rows are without a response."""
 
 
-def batches(step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Pool and target of a step, ragged."""
+BROKEN, NOT_FINITE = 1, 2
+"""A token that no text has, and the step at which one candidate of the second process has it."""
+
+
+def batches(step: int, spoilt: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Pool and target of a step, ragged; ``spoilt`` gives one candidate a loss that is not finite."""
     lengths = [4 + (step * 5 + at * 3) % 9 for at in range(POOL)]
     pool = ragged(lengths, seed=10 + step)
     if step % 2:
         pool["row_weight"] = torch.linspace(0.5, 2, POOL, dtype=torch.float64)
+    if spoilt and step == NOT_FINITE:
+        pool["input_ids"][-1, 1] = BROKEN
     if step == NOTHING_THERE:
         pool["labels"][: -(-POOL // 4)] = -100
     target = ragged([5 + (step + at) % 6 for at in range(TARGET)], seed=50 + step)
@@ -133,7 +141,7 @@ def trajectory(case: Case, ranks: Ranks | None) -> dict[str, Tensor]:
     )
     needs: Needs = case.selector.needs
     for step in range(STEPS):
-        pool, target = batches(step)
+        pool, target = batches(step, case.lora)
         task = torch.arange(TARGET) % 2
         weight = torch.linspace(1, 2, TARGET)
         signals = scorer(pool, target if needs.target else None, needs, weight if needs.target else None,

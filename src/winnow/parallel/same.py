@@ -12,6 +12,9 @@ from winnow.parallel.ranks import Ranks
 FIRST, EVERY = 3, 1000
 """Compared after each of the first updates, and after every so many."""
 
+PIECE = 2**22
+"""Numbers that are looked at in one go."""
+
 
 class Diverged(RuntimeError):
     """Processes train different parameters, which no later step mends."""
@@ -40,12 +43,13 @@ def digest(parameters: Mapping[str, nn.Parameter]) -> Tensor:
     """
     held = list(parameters.values())
     total = torch.zeros(2, dtype=torch.int64, device=held[0].device if held else None)
-    with torch.no_grad():
-        for number, parameter in enumerate(held):
-            bits = parameter.detach().contiguous().view(torch.uint8).to(torch.int64).flatten()
+    for number, parameter in enumerate(held):
+        # A piece at a time: what is widened to 64 bits takes several times the memory of the parameter.
+        for start, piece in enumerate(parameter.detach().contiguous().flatten().split(PIECE)):
+            bits = piece.view(torch.uint8).to(torch.int64)
             place = torch.arange(1, len(bits) + 1, device=bits.device) % 65521
             total[0] += bits.sum()
-            total[1] += (number + 1) * (bits * place).sum()
+            total[1] += (number + 1) * (start + 1) * (bits * place).sum()
     return total
 
 
