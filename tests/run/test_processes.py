@@ -18,7 +18,8 @@ import torch
 
 from tests.commands import ROOT, SMALL, command_line, configured, save_base
 from winnow.run import run
-from winnow.run.processes import Place, ProcessLost, asked, check, lost, place
+from winnow.run.group import ProcessLost, lost
+from winnow.run.processes import Place, asked, check, place
 from winnow.run.trainer_options import check_trainer
 
 EXACT = ("trainer.precision=64-true", "gate=ngrams", "scoring.period=2", "data.draw_size=16", "export=false")

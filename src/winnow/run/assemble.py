@@ -31,9 +31,10 @@ from winnow.records.folder import changes
 from winnow.records.preparation import preparation
 from winnow.records.provenance import anonymous
 from winnow.records.table import TABLES
+from winnow.run.group import Group
 from winnow.run.instantiate import BuildError, build, build_all, check_numbers, plain
 from winnow.run.language import language_of
-from winnow.run.processes import Group, devices, unwritten
+from winnow.run.processes import devices, unwritten
 from winnow.run.rows import corpus_of, datamodule
 from winnow.run.stages import gate_of, intake_of, limits_of, schedule_of, scorer_options
 from winnow.run.startup import check_callbacks, check_start
@@ -194,7 +195,7 @@ def equip(cfg: DictConfig, folder: Path, parts: Parts) -> None:
             "callbacks": sorted(callbacks.values(), key=lambda one: isinstance(one, LastCheckpoint)),
             "logger": logger or False,
             "plugins": [AtomicCheckpointIO(), LightningEnvironment()],  # Slurm's would requeue by itself, midway
-            **devices(cfg.trainer, parts.group),
+            **devices(cfg.trainer, None if parts.group is None else parts.group.place),
             "default_root_dir": str(folder),
             "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks.values()),
         },

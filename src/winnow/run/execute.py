@@ -29,10 +29,11 @@ from winnow.report.composition import composition
 from winnow.report.summary import print_summary, show
 from winnow.run.allocator import keep_freed_memory
 from winnow.run.assemble import Parts, equip, given, in_sweep
+from winnow.run.group import lost, together
 from winnow.run.instantiate import BuildError, blaming, plain
 from winnow.run.leaving import way_on
 from winnow.run.process import left_as_found
-from winnow.run.processes import asked, check, lost, together
+from winnow.run.processes import asked, check
 from winnow.run.rows import REJECTS, rejects_written, settle_date
 from winnow.run.stages import lift_steps
 from winnow.run.startup import check_resumed

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from winnow.run.allocator import keep_freed_memory
 from winnow.run.assemble import Parts
 from winnow.run.execute import train_part
+from winnow.run.group import join
 from winnow.run.process import left_as_found
-from winnow.run.processes import Place, join, place
+from winnow.run.processes import Place, place
 from winnow.training.stopping import handled
 
 log = logging.getLogger(__name__)

@@ -1,35 +1,20 @@
-"""Several processes for one run: who is who, how they find one another, and how the others are started."""
+"""Several processes for one run: who is who, what they can do together, and what each of them leaves out."""
 
 from __future__ import annotations
 
-import logging
 import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from winnow.parallel import Ranks
 from winnow.parallel.ranks import check_wire
-from winnow.run.instantiate import plain
 
-log = logging.getLogger(__name__)
-
-LONG = timedelta(days=7)
+LONGEST = timedelta(days=7)
 """Others wait as long as this for the first process to read the data and to measure the model."""
-
-
-CUT = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out waiting")
-"""Words of errors that mean that another process does not answer."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +100,7 @@ def check(cfg: DictConfig, count: int, sweeps: bool) -> None:
             "trainer.devices=N, or leave it out"
         )
     minutes = cfg.parallel.timeout
-    longest = LONG.total_seconds() / 60
+    longest = LONGEST.total_seconds() / 60
     if not isinstance(minutes, int | float) or isinstance(minutes, bool) or not 0 < minutes < longest:
         raise ValueError(f"parallel.timeout must be a number of minutes above 0, got {minutes!r}")
     if sweeps and (count > 1 or place() is not None):
@@ -126,169 +111,22 @@ def check(cfg: DictConfig, count: int, sweeps: bool) -> None:
         )
 
 
-@dataclass
-class Group:
-    """The processes of a run while it lasts.
-
-    Args:
-        ranks: what they tell one another by.
-        store: where the first one leaves word for those that wait.
-        place: which of them this is.
-    """
-
-    ranks: Ranks
-    store: Any
-    place: Place
-
-    def first(self, what: str) -> None:
-        """The first process has done something, for which the others wait however long it takes.
-
-        Args:
-            what: a word for it.
-        """
-        if self.place.rank == 0:
-            self.store.set(what, "1")
-        else:
-            self.store.wait([what], LONG)
-
-    def configured(self, cfg: DictConfig | None = None) -> DictConfig:
-        """The first process's configuration, and from now on what it says of sending and waiting.
-
-        Args:
-            cfg: of the first process.
-
-        Returns:
-            The same everywhere, interpolations resolved.
-        """
-        text = "" if cfg is None else OmegaConf.to_yaml(OmegaConf.create(plain(cfg)))
-        found = cast(DictConfig, OmegaConf.create(self.ranks.everywhere(text)))
-        self.ranks = Ranks.alone(found.parallel.wire, 60 * float(found.parallel.timeout))
-        return found
-
-
-def join(own: Place) -> Group:
-    """Meet the other processes.
-
-    Args:
-        own: which of them this is.
-
-    Returns:
-        The group.
-    """
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(own.local)
-    store, _, _ = next(iter(dist.rendezvous("env://", own.rank, own.size)))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=dist.PrefixStore("default", store), rank=own.rank, world_size=own.size,
-    )  # fmt: skip
-    return Group(Ranks(), store, own)
-
-
-@contextmanager
-def together(cfg: DictConfig, count: int, folder: Path) -> Iterator[Group | None]:
-    """The processes of a run: those that torchrun or Slurm has started, or as many as are asked for, started here.
-
-    Args:
-        cfg: the composed configuration, which the others are given.
-        count: how many it asks for.
-        folder: the run's; what the others print goes to ``process-<rank>.log`` there.
-
-    Yields:
-        The group; None for a single process.
-    """
-    own, started = place(), list[subprocess.Popen[bytes]]()
-    if own is None and count == 1:
-        yield None
-        return
-    before = dict(os.environ)
-    if own is None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "NODE_RANK": "0"}
-        os.environ |= {**shared, "RANK": "0", "LOCAL_RANK": "0"}
-        started = [_start(rank, folder, shared) for rank in range(1, count)]
-        own = Place(0, count, 0)
-    try:
-        group = join(own)
-        group.configured(cfg)
-        yield group
-        dist.destroy_process_group()
-    except BaseException:
-        for process in started:
-            process.terminate()
-        raise
-    finally:
-        _end(started, folder)
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _start(rank: int, folder: Path, shared: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    env = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    with (folder / f"process-{rank}.log").open("wb") as said:
-        # In the run's own session, so that Ctrl-C and a scheduler's signals reach all of them.
-        return subprocess.Popen([sys.executable, "-m", "winnow.run.member"], env=env, stdout=said, stderr=said)
-
-
-def _end(started: list[subprocess.Popen[bytes]], folder: Path) -> None:
-    """Nobody is left behind, and nothing of those that had nothing to say."""
-    for rank, process in enumerate(started, start=1):
-        said = folder / f"process-{rank}.log"
-        try:
-            code = process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            code = process.wait()
-        if code not in (0, 143, 130, -15):
-            log.error("process %d ended with code %d; what it said last is in %s", rank, code, said)
-        elif said.is_file():
-            said.unlink()
-
-
-class ProcessLost(RuntimeError):
-    """Another process of the run has ended, or does not answer."""
-
-
-def lost(error: RuntimeError, others: int) -> RuntimeError:
-    """Say in words what a broken connection means.
-
-    Args:
-        error: that was raised in training.
-        others: how many processes there are beside this one.
-
-    Returns:
-        The same error, or one that says that another process is gone.
-    """
-    text = str(error)
-    if not others or not (isinstance(error, dist.DistError) or any(word in text for word in CUT)):
-        return error
-    which = "the other process" if others == 1 else f"one of the other {others} processes"
-    where = "" if "TORCHELASTIC_RUN_ID" in os.environ else " (process-1.log and the like, in the run's folder)"
-    return ProcessLost(
-        f"{which} of this run has ended or does not answer (parallel.timeout): what it said last is in its own "
-        f"output{where}. All of them have to go on together: start the same command again with resume=auto"
-    )
-
-
-def devices(trainer: Mapping[str, Any], group: Group | None) -> dict[str, Any]:
+def devices(trainer: Mapping[str, Any], own: Place | None) -> dict[str, Any]:
     """What Lightning is told of several processes.
 
     Args:
         trainer: the group ``trainer``.
-        group: the processes; None for one.
+        own: which of them this is; None for one.
 
     Returns:
         Arguments of ``lightning.Trainer``.
     """
-    if group is None:
+    if own is None:
         return {}
     strategy = trainer.get("strategy") or "auto"
     return {
-        "devices": group.place.size // group.place.machines,
-        "num_nodes": group.place.machines,
+        "devices": own.size // own.machines,
+        "num_nodes": own.machines,
         "strategy": "ddp" if strategy == "auto" else strategy,
         "use_distributed_sampler": False,  # every process has the whole pool, in the same order
     }
