@@ -11,12 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests' own models
 
 from tests.families import build, double, ragged
+from winnow.lm.shards import gathered
 from winnow.parallel import ParallelScorer, Ranks
+from winnow.parallel.base import shard_model
 from winnow.scorer import Scorer
 from winnow.selectors import DataShapley, Embedding, FilterWeight, GradNorm, Greats, Less, MaxLoss, Opus
 from winnow.signals import Needs
@@ -69,6 +70,8 @@ CASES: dict[str, Case] = {
     "opus-lora-adamw": Case(Opus(filter_size=KEPT, sketch=512)),
     "sharded-lora-adamw": Case(WEIGH, sharded=True),
     "sharded-lora-two_pass": Case(FilterWeight(filter_size=2), update="two_pass", sharded=True),
+    "sharded-full-adamw": Case(WEIGH, lora=False, sharded=True),
+    "sharded-full-two_pass": Case(FilterWeight(filter_size=2), lora=False, update="two_pass", sharded=True),
     "sketched-lora-sgd": Case(
         WEIGH, optimizer="sgd", update="two_pass", options=(("mode", "sketch"), ("sketch_dim", 4))
     ),
@@ -88,6 +91,22 @@ MORE: dict[str, Case] = {
     "grad_norm-lora-adamw": Case(GradNorm(filter_size=KEPT)),
     "less-lora-adamw": Case(Less(filter_size=KEPT)),
     "data_shapley-lora-adamw": Case(DataShapley(filter_size=KEPT)),
+    "sharded-full-sgd": Case(WEIGH, lora=False, optimizer="sgd", sharded=True),
+    "sharded-full-tied": Case(WEIGH, lora=False, family="qwen3", options=(("layers", ".*"),), sharded=True),
+    "sharded-full-target": Case(
+        FilterWeight(filter_size=KEPT, match="target", momentum=True), lora=False, sharded=True
+    ),
+    "sharded-full-ema": Case(
+        WEIGH, lora=False, options=(("target_ema", 0.5), ("every", 2), ("chunk_elements", 200)), sharded=True
+    ),
+    "sharded-full-sketched": Case(
+        WEIGH, lora=False, options=(("mode", "sketch"), ("sketch_dim", 4)), update="two_pass", sharded=True
+    ),
+    "sharded-full-norms": Case(GradNorm(filter_size=KEPT), lora=False, sharded=True),
+    "sharded-full-greats": Case(Greats(filter_size=KEPT), lora=False, sharded=True),
+    "sharded-full-max_loss": Case(MaxLoss(filter_size=KEPT), lora=False, update="two_pass", sharded=True),
+    "sharded-full-less": Case(Less(filter_size=KEPT), lora=False, sharded=True),
+    "sharded-full-experts": Case(WEIGH, lora=False, family="mixtral", update="two_pass", sharded=True),
     "embedding-lora-adamw": Case(Embedding(filter_size=KEPT), update="two_pass"),
 }
 NOTHING_THERE = 3
@@ -113,14 +132,10 @@ def batches(step: int, spoilt: bool) -> tuple[dict[str, Tensor], dict[str, Tenso
 
 
 def in_shards(model: nn.Module, ranks: Ranks | None) -> nn.Module:
-    """The frozen base split over the processes of a group, its adapter whole in each."""
-    if ranks is None:
-        return model
-    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
-    mesh = DeviceMesh.from_group(ranks.group, "cpu")
-    for block in model.get_base_model().model.layers:  # type: ignore[operator,union-attr]
-        fully_shard(block, mesh=mesh, ignored_params=trained)
-    return fully_shard(model, mesh=mesh, ignored_params=trained)
+    """The model split over the processes of a group; an adapter stays whole in each."""
+    if ranks is not None:
+        shard_model(model, DeviceMesh.from_group(ranks.group, "cpu"))
+    return model
 
 
 def trajectory(case: Case, ranks: Ranks | None) -> dict[str, Tensor]:
@@ -154,7 +169,8 @@ def trajectory(case: Case, ranks: Ranks | None) -> dict[str, Tensor]:
         values |= {"valid": signals.valid.double(), "index": trained.index.double(), "weight": trained.weight.double()}
         values |= {"tasks": signals.task_alignment, "task_norms": signals.task_norms, "seen": losses.nan_to_num()}
         found |= {f"{step}/{name}": value for name, value in values.items() if value is not None}
-    return found | {f"weights/{name}": held.detach() for name, held in model.named_parameters() if held.requires_grad}
+    trained = {name: held.detach() for name, held in model.named_parameters() if held.requires_grad}
+    return found | {f"weights/{name}": held for name, held in gathered(trained).items()}
 
 
 def main(out: Path, rank: int | None, cases: dict[str, Case]) -> None:

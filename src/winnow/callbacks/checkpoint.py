@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ class LastCheckpoint(Checkpoint):
         try:
             if trainer.world_size > 1 and not isinstance(exception, Terminated | KeyboardInterrupt):
                 # The others have not come here with this one, and may be gone: nobody is waited for.
+                if pl_module.together.in_rows:
+                    return
                 trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(), self.path)
                 return
             self._save(trainer, pl_module)
@@ -95,7 +98,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         for optimizer in trainer.optimizers:  # what is beyond help does not take the place of what is good
-            check_state(pl_module, optimizer, pl_module.budget.steps)
+            pl_module.together.sound(partial(check_state, pl_module, optimizer, pl_module.budget.steps))
         trainer.save_checkpoint(self.path)
         self._saved = pl_module.budget.steps
 

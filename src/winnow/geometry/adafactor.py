@@ -22,6 +22,8 @@ class AdafactorRule(UpdateRule):
     is no momentum.
     """
 
+    elementwise = False
+
     def step_size(self, group: Group, state: State, rate: float) -> float:
         """min(rate, 1 / sqrt(t)), t counting the coming step.
 

@@ -18,6 +18,8 @@ BLOCK = 256
 class Adam8bitRule(AdamRule):
     """AdamW's rule on dequantised moments."""
 
+    elementwise = False  # blocks of a quantised moment end where they like
+
     def first_moment(self, state: State) -> Float[Tensor, "*shape"]:
         """m, without bias correction.
 

@@ -63,6 +63,9 @@ class Geometry(Protocol):
 class UpdateRule(Protocol):
     """One optimizer's update rule, linearised: update = const - P (step_size * gradient + rate * momentum)."""
 
+    elementwise: bool = True
+    """Whether P and momentum of some rows of a parameter are in the state of those rows alone."""
+
     def step_size(self, group: Group, state: State, rate: float) -> float:
         """What multiplies P g in the coming update, at a learning rate."""
 

@@ -23,6 +23,8 @@ class MuonRule(UpdateRule):
     :class:`winnow.optim.MuonWithAdamW` does not.
     """
 
+    elementwise = False
+
     def step_size(self, group: Group, state: State, rate: float) -> float:
         """Rate times the gradient's own share of the update: 1 - momentum, with Nesterov 1 - momentum^2.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from winnow.geometry.base import Group, Preconditioner, State, UpdateRule
 from winnow.geometry.preconditioners import scaled
+from winnow.lm.shards import here, in_rows
 
 
 class StateGeometry:
@@ -17,7 +18,8 @@ class StateGeometry:
 
     P carries the step size of its own parameter relative to that of the first parameter of the first
     group with a learning rate above zero: groups whose learning rates, betas or step counts differ
-    make updates of different size from the same gradient.
+    make updates of different size from the same gradient. Of a parameter in rows (FSDP2) P and momentum are those
+    of the rows that are here.
 
     Args:
         optimizer: the optimizer.
@@ -85,7 +87,9 @@ class StateGeometry:
 
     def _state(self, parameter: torch.nn.Parameter) -> State:
         state: State = self.optimizer.state.get(parameter, {})
-        return state
+        if not in_rows(parameter):
+            return state
+        return {key: here(value) if isinstance(value, Tensor) else value for key, value in state.items()}
 
     def _rates(self) -> list[float]:
         """Learning rates by group; at the foot of a warm-up, where all are zero, those it will lead to."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from winnow.gradients.factors.base import Factor
 from winnow.gradients.factors.precision import accumulation_dtype
 from winnow.lm.forward import Forward
 from winnow.lm.layout import KEYS, Batch, right_padded
+from winnow.lm.shards import held_as, in_rows, number
 
 TOLERANCE = {
     torch.float64: 1e-6,
@@ -66,7 +67,7 @@ def verify_gradients(forward: Forward, parameters: Mapping[str, nn.Parameter], b
 
     def keep(name: str, factor: Factor) -> None:
         precision.add(factor.dtype)
-        captured[name] = factor.to(accumulation_dtype(factor.dtype)).combine(weight)
+        captured[name] = held_as(factor.to(accumulation_dtype(factor.dtype)).combine(weight), parameters[name])
 
     rows = forward.rows(batch)
     with torch.enable_grad(), Capture(forward.model, parameters, size, length, keep, rows) as capture:
@@ -87,7 +88,7 @@ def verify_gradients(forward: Forward, parameters: Mapping[str, nn.Parameter], b
             continue
         expected = torch.zeros_like(parameters[name]) if expected is None else expected
         got = captured.get(name, torch.zeros_like(expected)).to(expected.dtype)
-        error, norm = float((got - expected).norm()), float(expected.norm())
+        error, norm = number((got - expected).norm()), number(expected.norm())
         # A gradient that is zero but for rounding (a key's bias) is compared with the whole gradient.
         if not error <= tolerance * max(norm, 1e-3 * scale):
             raise GradientMismatch(
@@ -118,7 +119,7 @@ def share_left_out(
         one = {key: batch[key][row : row + 1] for key in KEYS}
         weight = torch.ones(1, device=batch["labels"].device)
         for name, (gradient, _) in _autograd(forward, trainable, one, weight).items():
-            square = 0.0 if gradient is None else float(gradient.square().sum())
+            square = 0.0 if gradient is None else number(gradient.square().sum())
             total += square
             outside += square if name in left_out else 0.0
     return outside / total if total > 0 else 0.0
@@ -139,15 +140,26 @@ def _autograd(
         with torch.enable_grad():
             losses = forward.losses(batch)
             loss = (losses * weight.to(losses.dtype)).sum()
-            grads = torch.autograd.grad(
-                loss,
-                list(parameters.values()),
-                allow_unused=True,
-            )
+            grads = _gradients(loss, list(parameters.values()))
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
     wide = [None if grad is None else grad.to(accumulation_dtype(grad.dtype)) for grad in grads]
-    norms = [float(grad.norm()) for grad in wide if grad is not None]
+    norms = [number(grad.norm()) for grad in wide if grad is not None]
     scale = math.hypot(*norms)
     return {name: (grad, scale) for name, grad in zip(parameters, wide, strict=True)}
+
+
+def _gradients(loss: Float[Tensor, ""], parameters: list[nn.Parameter]) -> Sequence[Tensor | None]:
+    """Autograd's; of parameters in rows FSDP2's, the mean over processes that all run these examples."""
+    if not any(map(in_rows, parameters)):
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+    before = [parameter.grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward()
+        return [parameter.grad for parameter in parameters]
+    finally:
+        for parameter, earlier in zip(parameters, before, strict=True):
+            parameter.grad = earlier

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from winnow.lm.shards import here
+
 HALF = "float16 holds nothing above 65,504; use float32 or bfloat16 (model.dtype, trainer.precision)"
 RATE = "the learning rate is likely too high (optimizer.lr), or gradients are not clipped (clip_norm)"
 
@@ -26,7 +28,7 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     Returns:
         The name; None if all are finite.
     """
-    held = [(name, _here(tensor.detach())) for name, tensor in tensors if tensor.is_floating_point()]
+    held = [(name, here(tensor.detach())) for name, tensor in tensors if tensor.is_floating_point()]
     named = [(name, tensor) for name, tensor in held if tensor.numel()]
     if not named:
         return None
@@ -35,12 +37,6 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     if bool(norm.isfinite()):
         return None
     return next((name for name, tensor in named if not bool(tensor.isfinite().all())), None)
-
-
-def _here(tensor: Tensor) -> Tensor:
-    """Of what is held in shards, this process's own."""
-    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part
 
 
 def likely_cause(parameters: Mapping[str, Tensor], rate: float | None = None) -> str:

@@ -1,41 +1,42 @@
-"""A frozen base in shards: every process holds a part of it, and whole adapters (FSDP2)."""
+"""A model in shards: every process holds some rows of its parameters, and adapters whole (FSDP2)."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch import nn
-from torch.distributed.tensor import DTensor
+
+from winnow.geometry import Geometry, StateGeometry
+from winnow.lm.shards import gathered, in_rows
+
+log = logging.getLogger(__name__)
 
 
-def shard_base(model: nn.Module, device: str, size: int) -> None:
-    """Split the frozen parameters among the processes by rows, block by block; trained ones stay whole everywhere.
+def shard_model(model: nn.Module, mesh: Any) -> None:
+    """Split parameters among the processes by rows, block by block; what trains a frozen base stays whole everywhere.
 
-    A block is gathered when it runs and let go again, so that a process holds its share of the base and one block.
+    A block is gathered when it runs and let go again, so that a process holds its share of the model and one block.
+    Where more is trained than is frozen, that is split too, and gradients and optimizer state with it.
 
     Args:
-        model: with an adapter; changed in place, before any optimizer or scorer is made.
-        device: ``cpu`` | ``cuda``.
-        size: processes.
-
-    Raises:
-        ValueError: more than adapters is trained, so that whole copies would be no saving.
+        model: changed in place, before any optimizer or scorer is made.
+        mesh: a ``DeviceMesh`` of one dimension, over the processes.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
-    numbers = [sum(one.numel() for one in model.parameters() if (one in trained) is whole) for whole in (True, False)]
-    if numbers[0] > numbers[1]:
-        raise ValueError(
-            f"parallel.base=sharded splits a frozen base, and {numbers[0]} of {sum(numbers)} parameters are trained: "
-            "train an adapter (model/lora=default), or leave parallel.base=whole"
-        )
-    mesh = init_device_mesh(device, (size,))
+    numbers = [sum(one.numel() for one in model.parameters() if (one in trained) is held) for held in (True, False)]
+    kept = trained if numbers[0] <= numbers[1] else set[nn.Parameter]()
+    log.info(
+        "parallel.base=sharded: %d parameters in rows over %d processes, %d whole in each",
+        sum(numbers) - numbers[0] * bool(kept), mesh.size(), numbers[0] * bool(kept),
+    )  # fmt: skip
     lists: list[Any] = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    # Let go after every forward, the outermost too: what is gathered is another object than what is trained.
     for block in max(lists, key=len, default=[]):
-        fully_shard(block, mesh=mesh, ignored_params=trained)
-    fully_shard(model, mesh=mesh, ignored_params=trained)
+        fully_shard(block, mesh=mesh, ignored_params=kept, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, ignored_params=kept, reshard_after_forward=True)
 
 
 def in_shards(model: nn.Module) -> bool:
@@ -45,18 +46,40 @@ def in_shards(model: nn.Module) -> bool:
         model: any.
 
     Returns:
-        True where a parameter is a ``DTensor``.
+        True where a parameter is in rows.
     """
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(map(in_rows, model.parameters()))
 
 
-def sharded_names(module: nn.Module) -> list[str]:
-    """Names of what is held in shards.
+def whole_state(model: nn.Module) -> dict[str, Any]:
+    """What ``save_pretrained`` needs of a model whose trained parameters are in rows; called by every process.
 
     Args:
-        module: any.
+        model: any.
 
     Returns:
-        Of parameters.
+        ``state_dict``, whole and on the CPU; nothing of a model that can be saved as it is.
     """
-    return [name for name, parameter in module.named_parameters() if isinstance(parameter, DTensor)]
+    if not any(in_rows(parameter) for parameter in model.parameters() if parameter.requires_grad):
+        return {}
+    return {"state_dict": gathered(model.state_dict())}
+
+
+def check_elementwise(geometry: Geometry) -> None:
+    """Refuse optimizers whose state says nothing about some rows of a parameter by themselves.
+
+    Args:
+        geometry: of the optimizer.
+
+    Raises:
+        ValueError: it is such a one.
+    """
+    if not isinstance(geometry, StateGeometry):
+        return
+    for group in geometry.optimizer.param_groups:
+        if not geometry.rule(group).elementwise:
+            raise ValueError(
+                f"{type(geometry.optimizer).__name__} looks at whole matrices (or blocks) of a parameter, of which "
+                "parallel.base=sharded leaves each process some rows: take optimizer=adamw or sgd, train an adapter "
+                "(model/lora=default), or leave parallel.base=whole"
+            )

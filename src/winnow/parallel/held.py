@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from winnow.lm.layout import Batch
+from winnow.lm.shards import from_rows, in_rows
 from winnow.parallel.ranks import Ranks
 from winnow.scorer.held import HeldFactors
 from winnow.selection import Selection
@@ -36,7 +37,7 @@ def own_of(selection: Selection, ranks: Ranks, total: int) -> Selection:
 def reduced(
     gradients: Iterable[tuple[str, Tensor | None]], parameters: Mapping[str, nn.Parameter], ranks: Ranks
 ) -> Iterator[tuple[str, Tensor]]:
-    """Sums of gradients over the processes, in buckets.
+    """Sums of gradients over the processes, in buckets; of parameters in rows, each process gets its own.
 
     Args:
         gradients: of every parameter, in one order everywhere; None counts as zeros.
@@ -53,7 +54,13 @@ def reduced(
         bucket.clear()
 
     for name, gradient in gradients:
-        held = torch.zeros_like(parameters[name]) if gradient is None else gradient
+        parameter = parameters[name]
+        held = gradient
+        if held is None:
+            held = torch.zeros(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        if in_rows(parameter):
+            yield name, from_rows(ranks.sum_rows(held), parameter)
+            continue
         if bucket and next(iter(bucket.values())).dtype != held.dtype:
             yield from summed()
         bucket[name] = held

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +14,7 @@ from winnow.gradients.factors.dense import Dense
 from winnow.lm.batch import TargetBatch
 from winnow.lm.layout import Batch
 from winnow.parallel.ranks import Ranks
-from winnow.parallel.shards import axis_of, cut, piece_of, shards
+from winnow.parallel.shards import axis_of, cut, piece_of, shards, spread
 from winnow.parallel.visit import PartVisit
 from winnow.products.cost import Work
 from winnow.products.parcel import Parcel, Tau
@@ -123,19 +124,19 @@ class ParallelPass(PoolPass):
             parcel = Parcel(name, candidates, preconditioner, _held(tau), targets=len(factor) - visit.size)
             parcel.by_task = by_task
             if apart:
-                parcel.rows = rows
-                products.add(parcel)
+                products.add(_whole(replace(parcel, rows=rows), visit))
             else:
                 self.work.multiplications += candidates.forming
-                self._send(products, parcel, total)
+                self._send(products, parcel, total, visit.first_row(name))
         if products is None:
             return Products(needs, visit.total, visit.losses.dtype, visit.losses.device, mode).finish()
         return self._apart(products, visit.total) if apart else self._over_all(products.finish(), ["gram"])
 
-    def _send(self, products: Products, parcel: Parcel, total: int) -> None:
+    def _send(self, products: Products, parcel: Parcel, total: int, first: int) -> None:
         """Send candidates' gradients to where the rows are, and add the rows that are here."""
         axis, elements = axis_of(parcel.preconditioner), self.scope.mode.chunk_elements
-        for piece, values in shards(parcel.factor, self.ranks, total, elements, axis):
+        for sent, values in shards(parcel.factor, self.ranks, total, elements, axis):
+            piece = slice(sent.start - first, sent.stop - first)
             products.add(
                 replace(
                     parcel,
@@ -162,6 +163,17 @@ class ParallelPass(PoolPass):
         for name, value in zip(taken, self.ranks.sums(list(taken.values())), strict=True):
             setattr(sums, name, value)
         return sums
+
+
+def _whole(parcel: Parcel, visit: PartVisit) -> Parcel:
+    """What is compared where all rows of the parameter are needed."""
+    joined = partial(visit.joined, parcel.name)
+    return replace(
+        parcel,
+        preconditioner=spread(parcel.preconditioner, joined),
+        tau=None if parcel.tau is None else _held(joined(parcel.tau.tensor())),
+        by_task=[joined(one) for one in parcel.by_task],
+    )
 
 
 def _held(tau: Tensor | None) -> Tau | None:

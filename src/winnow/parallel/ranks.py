@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -114,6 +114,37 @@ class Ranks:
         flat = self.sum(torch.cat([one.reshape(-1) for one in tensors]))
         parts = flat.split([one.numel() for one in tensors])
         return [part.view(one.shape) for part, one in zip(parts, tensors, strict=True)]
+
+    def sum_rows(self, tensor: Float[Tensor, " height *rest"]) -> Float[Tensor, " rows *rest"]:
+        """The rows of a sum over all processes that are this one's.
+
+        Args:
+            tensor: of the same shape everywhere.
+
+        Returns:
+            ``rows(height)`` of the sum.
+        """
+        height = len(tensor)
+        missing, mine = self.share(height) * self.size - height, self.rows(height)
+        sent = tensor.detach().contiguous()
+        sent = torch.cat([sent, sent.new_zeros(missing, *sent.shape[1:])]) if missing else sent
+        out = sent.new_empty(self.share(height), *sent.shape[1:])
+        dist.reduce_scatter_tensor(out, sent, group=self.group)
+        self._sent((self.size - 1) / self.size, sent)
+        return out[: mine.stop - mine.start]
+
+    def join_rows(self, own: Float[Tensor, " rows *rest"], height: int) -> Float[Tensor, " height *rest"]:
+        """The rows of all processes, of a tensor of which each has its own.
+
+        Args:
+            own: ``rows(height)`` of it.
+            height: rows of the whole.
+
+        Returns:
+            The whole.
+        """
+        missing = self.share(height) - len(own)
+        return self.gather(torch.cat([own, own.new_zeros(missing, *own.shape[1:])]) if missing else own, height)
 
     def gather(self, own: Shaped[Tensor, " share *shape"], total: int) -> Shaped[Tensor, " total *shape"]:
         """Rows of all processes, in order.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from winnow.lm.shards import in_rows
 from winnow.parallel.ranks import Ranks
 
 FIRST, EVERY = 3, 1000
@@ -57,13 +58,16 @@ def check_same(parameters: Mapping[str, nn.Parameter], ranks: Ranks, updates: in
     """Stop where processes hold different parameters.
 
     Args:
-        parameters: the trained ones that every process holds whole, by name.
+        parameters: the trained ones by name, of which those are compared that every process holds whole.
         ranks: the processes.
         updates: made so far, for the message.
 
     Raises:
         Diverged: they differ.
     """
+    parameters = {name: held for name, held in parameters.items() if not in_rows(held)}
+    if not parameters:  # nothing is there twice
+        return
     own = digest(parameters).to(ranks.device)
     whole = ranks.gather(own[None], ranks.size)
     if not bool((whole == whole[0]).all()):

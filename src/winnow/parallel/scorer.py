@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from winnow.lm.layout import Batch
-from winnow.parallel.base import in_shards
+from winnow.lm.shards import in_rows
+from winnow.parallel.base import check_elementwise, in_shards
 from winnow.parallel.forward import gathered_signals
 from winnow.parallel.part import part_of
 from winnow.parallel.pool_pass import ParallelPass
 from winnow.parallel.ranks import Ranks
 from winnow.parallel.update import ParallelUpdate
 from winnow.scorer import Scorer
+from winnow.scorer.target import TASK
 
 
 class ParallelScorer(Scorer):
@@ -33,7 +35,8 @@ class ParallelScorer(Scorer):
         **options: of :class:`winnow.Scorer`, the same everywhere.
 
     Raises:
-        ValueError: as of :class:`winnow.Scorer`, or ``pack`` with a model in shards.
+        ValueError: as of :class:`winnow.Scorer`, ``pack`` with a model in shards, or an optimizer that looks at
+            whole matrices with parameters in shards.
     """
 
     __signature__ = inspect.signature(Scorer)  # the options' kinds, for whoever checks them
@@ -50,6 +53,39 @@ class ParallelScorer(Scorer):
                 "scoring.pack=true may run a batch once more in one process, and parallel.base=sharded has all run "
                 "together: set scoring.pack=false"
             )
+        if any(map(in_rows, self._update.trainable.values())):
+            check_elementwise(self.geometry)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of one process; called by all of them.
+
+        Returns:
+            The same everywhere.
+        """
+        state = super().state_dict()
+        held = state["target"]["gradients"]
+        whole = {name: self._of_rows(name, value, self.ranks.join_rows) for name, value in held.items()}
+        return state | {"target": state["target"] | {"gradients": whole}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state of however many processes.
+
+        Args:
+            state: what ``state_dict`` gave.
+
+        Raises:
+            ValueError: the state belongs to other parameters.
+        """
+        held = state["target"]["gradients"]
+        rows = {name: self._of_rows(name, value, self._mine) for name, value in held.items()}
+        super().load_state_dict(state | {"target": state["target"] | {"gradients": rows}})
+
+    def _mine(self, tensor: Tensor, height: int) -> Tensor:
+        return tensor[self.ranks.rows(height)]
+
+    def _of_rows(self, name: str, tensor: Tensor, change: Callable[[Tensor, int], Tensor]) -> Tensor:
+        parameter = self.parameters.get(name.split(TASK)[0])
+        return change(tensor, len(parameter)) if parameter is not None and in_rows(parameter) else tensor
 
     def _referred(self, pool: Batch, ids: Sequence[str] | None) -> Tensor:
         if self._reference.by_id:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -58,6 +58,21 @@ def cut(preconditioner: Preconditioner, piece: slice, axis: int) -> Precondition
         "a pool over several processes needs a P that acts on parts of a parameter, and "
         f"{type(preconditioner).__name__} is unknown: set scoring.geometry=identity, or use one process"
     )
+
+
+def spread(preconditioner: Preconditioner, joined: Callable[[Tensor], Tensor]) -> Preconditioner:
+    """P of a parameter from P of its rows.
+
+    Args:
+        preconditioner: P, of which every process has its rows.
+        joined: makes one tensor of the processes' rows.
+
+    Returns:
+        P of the whole.
+    """
+    if isinstance(preconditioner, Multiple):
+        return Multiple(spread(preconditioner.inner, joined), preconditioner.scale)
+    return Diagonal(joined(preconditioner.diagonal)) if isinstance(preconditioner, Diagonal) else preconditioner
 
 
 def piece_of(tensor: Float[Tensor, "*shape"], piece: slice, axis: int) -> Float[Tensor, "*piece"]:

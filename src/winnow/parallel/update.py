@@ -11,6 +11,7 @@ from torch import Tensor
 from winnow.lm.forward import Forward
 from winnow.lm.layout import Batch, take, weighed
 from winnow.lm.passes import TRAINED
+from winnow.lm.shards import in_rows
 from winnow.parallel.held import ParallelHeld, own_of, reached, reduced
 from winnow.parallel.part import part_of
 from winnow.parallel.ranks import Ranks
@@ -64,8 +65,10 @@ class ParallelUpdate(Update):
         for parameter in self.trainable.values():
             parameter.grad = None
         own = own_of(selection, self.ranks, total)
-        run = self._in_step if self.forward.together else super().second_pass
-        trained, found = run(pool, own, backward)
+        if self.forward.together:
+            trained, found = self._in_step(pool, own, len(selection), backward)
+        else:
+            trained, found = super().second_pass(pool, own, backward)
         known = torch.zeros(total, dtype=torch.bool)
         known[trained.index.cpu()] = True
         report = torch.stack([found.nan_to_num(), found.isfinite().float(), known.float()]).to(self.ranks.device)
@@ -75,36 +78,46 @@ class ParallelUpdate(Update):
             there = kept.bool()[selection.index.cpu()].to(selection.index.device)
             whole = Selection(selection.index[there], selection.weight[there], selection.diagnostics)
         scale = len(trained) * len(selection) / (max(1, len(own)) * max(1, len(whole)))
-        names = reached(
-            (name for name, held in self.trainable.items() if held.grad is not None), self.trainable, self.ranks
-        )
-        parts = ((name, _times(self.trainable[name].grad, scale)) for name in names)
-        for name, gradient in reduced(parts, self.trainable, self.ranks):
-            self.trainable[name].grad = gradient
+        self._reduce(1.0 if self.forward.together else scale)
         for name, earlier in before.items():
             if earlier is not None:
                 now = self.trainable[name].grad
                 self.trainable[name].grad = earlier if now is None else earlier + now
         return whole, torch.where(seen > 0, losses, torch.nan).to(found.dtype)
 
+    def _reduce(self, scale: float) -> None:
+        """Sum what backwards have left in ``.grad``; gradients in rows FSDP2 has averaged over the processes."""
+        copies = {name: held for name, held in self.trainable.items() if not in_rows(held)}
+        names = reached((name for name, held in copies.items() if held.grad is not None), copies, self.ranks)
+        parts = ((name, _times(copies[name].grad, scale)) for name in names)
+        for name, gradient in reduced(parts, copies, self.ranks):
+            copies[name].grad = gradient
+        for name in self.trainable.keys() - copies.keys():
+            self.trainable[name].grad = _times(self.trainable[name].grad, self.ranks.size)
+
     def _in_step(
-        self, pool: Batch, own: Selection, backward: Callable[[Tensor], None]
+        self, pool: Batch, own: Selection, chosen: int, backward: Callable[[Tensor], None]
     ) -> tuple[Selection, Float[Tensor, " pool"]]:
         """As of one process, of a model that all have to run at the same time, whether they keep anything or not."""
         found = torch.full((len(pool["labels"]),), torch.nan, dtype=torch.float32)
-        while self.ranks.anywhere(len(own) > 0):
+        portion = chosen / max(1, len(own))  # what each weight was multiplied by, turned round
+        while kept_by_all := self._count(len(own)):
             some, device = len(own) > 0, pool["labels"].device
             kept = take(pool, own.index.to(device)) if some else part_of(pool, self.ranks, only_blank=True)
             losses = self.forward.losses(kept, TRAINED)
             finite = losses.detach().isfinite() if some else torch.ones(len(losses), dtype=torch.bool)
             found[own.index.cpu()] = losses.detach().cpu().type(found.dtype)[: len(own)]
             if not self.ranks.anywhere(not bool(finite.all())):
-                share = own.weight.to(device) / max(1, len(own)) if some else torch.zeros(len(losses), device=device)
+                share = torch.zeros(len(losses), device=device)
+                share = own.weight.to(device) * (portion / kept_by_all) if some else share
                 backward((weighed(torch.where(losses.isfinite(), losses, 0), kept) * share).sum())
                 break
             there = finite[: len(own)].to(own.index.device)
             own = Selection(own.index[there], own.weight[there], own.diagnostics)
         return own, found
+
+    def _count(self, own: int) -> int:
+        return int(self.ranks.sum(torch.tensor([float(own)], device=self.ranks.device)))
 
 
 def _times(gradient: Tensor | None, scale: float) -> Tensor | None:

@@ -14,6 +14,7 @@ from winnow.gradients.factors.dense import Dense
 from winnow.gradients.factors.precision import accumulation_dtype
 from winnow.lm.batch import TargetBatch, concatenate
 from winnow.lm.layout import Batch
+from winnow.lm.shards import here, in_rows, rows_here
 from winnow.parallel.part import part_of, target_part
 from winnow.parallel.ranks import Ranks
 from winnow.scorer.held import HeldFactors
@@ -128,13 +129,13 @@ class PartVisit:
             ready: those that are known already.
 
         Returns:
-            P of the whole parameter, the same everywhere.
+            P of the whole parameter, the same everywhere; of a parameter in rows, P of those that are here.
         """
         found = ready.get(name)
         if found is not None:
             return found
         return self.scope.geometry.preconditioner(
-            self.scope.parameters[name], name, lambda: self.ranks.sum(candidates.combine(self.share))
+            self.scope.parameters[name], name, lambda: self._summed(name, candidates, self.share)
         )
 
     def tau(self, name: str, factor: Factor) -> Float[Tensor, "*shape"] | None:
@@ -145,15 +146,15 @@ class PartVisit:
             factor: gradients of this process's candidates and target examples.
 
         Returns:
-            As :meth:`winnow.scorer.scope.Scope.tau`, the same everywhere.
+            As :meth:`winnow.scorer.scope.Scope.tau`, the same everywhere; of a parameter in rows, those that are here.
         """
         if not self.needs.target:
             return None
-        scope = self.scope
+        scope, like = self.scope, self._like(name, factor)
         if self.own is None:
-            return scope.tau(name, self.needs, factor, lambda: scope.target.read(name))
+            return scope.tau(name, self.needs, like, lambda: scope.target.read(name))
         share = self.own.share
-        return scope.tau(name, self.needs, factor, lambda: scope.target.stage(name, self._target(factor, share)))
+        return scope.tau(name, self.needs, like, lambda: scope.target.stage(name, self._target(name, factor, share)))
 
     def by_task(self, name: str, factor: Factor) -> list[Tensor]:
         """A parameter's gradient on every target task, where that is asked for.
@@ -163,7 +164,7 @@ class PartVisit:
             factor: gradients of this process's candidates and target examples.
 
         Returns:
-            One for each task, the same everywhere.
+            One for each task, as :meth:`tau` has them.
         """
         found = []
         for number in range(self.scope.target.tasks if self.needs.per_task else 0):
@@ -173,10 +174,49 @@ class PartVisit:
                 whole = torch.where(self.target.task == number, self.target.share, 0).sum()
                 share = torch.where(self.own.task == number, self.own.share, 0)
                 share = share / whole.clamp_min(torch.finfo(share.dtype).tiny)
-                tau = self.scope.target.stage(task_key(name, number), self._target(factor, share))
-            zeros = torch.zeros(factor.shape, dtype=factor.dtype, device=self.scope.parameters[name].device)
+                tau = self.scope.target.stage(task_key(name, number), self._target(name, factor, share))
+            like = self._like(name, factor)
+            zeros = torch.zeros(like.shape, dtype=like.dtype, device=self.scope.parameters[name].device)
             found.append(zeros if tau is None else tau)
         return found
 
-    def _target(self, factor: Factor, share: Tensor) -> Tensor:
-        return self.ranks.sum(factor.examples(slice(self.size, len(factor))).combine(share))
+    def first_row(self, name: str) -> int:
+        """Where P and tau of a parameter begin.
+
+        Args:
+            name: the parameter.
+
+        Returns:
+            Of a parameter in rows, the first that is here; otherwise 0.
+        """
+        parameter = self.scope.parameters[name]
+        return rows_here(parameter).start if in_rows(parameter) else 0
+
+    def joined(self, name: str, tensor: Float[Tensor, " rows *rest"]) -> Float[Tensor, " height *rest"]:
+        """Of what this process has some rows of, all.
+
+        Args:
+            name: the parameter.
+            tensor: of it, as :meth:`tau` gives.
+
+        Returns:
+            A tensor of the parameter's shape.
+        """
+        parameter = self.scope.parameters[name]
+        return self.ranks.join_rows(tensor, len(parameter)) if in_rows(parameter) else tensor
+
+    def _target(self, name: str, factor: Factor, share: Tensor) -> Tensor:
+        return self._summed(name, factor.examples(slice(self.size, len(factor))), share)
+
+    def _summed(self, name: str, factor: Factor, share: Tensor) -> Tensor:
+        """A weighted sum of all processes' gradients; of a parameter in rows, those that are here."""
+        combined = factor.combine(share)
+        return self.ranks.sum_rows(combined) if in_rows(self.scope.parameters[name]) else self.ranks.sum(combined)
+
+    def _like(self, name: str, factor: Factor) -> Factor:
+        """Of the shape and precision in which P and tau of a parameter are."""
+        parameter = self.scope.parameters[name]
+        if not in_rows(parameter):
+            return factor
+        local = here(parameter.detach())
+        return Dense(torch.zeros(0, *local.shape, dtype=factor.dtype, device=local.device))

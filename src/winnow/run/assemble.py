@@ -19,13 +19,15 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed.device_mesh import init_device_mesh
 
 from winnow.callbacks import AtomicCheckpointIO, LastCheckpoint, Records
 from winnow.data import Corpus, SelectionDataModule
 from winnow.data.groups import groups
+from winnow.lm.shards import in_rows
 from winnow.models import LanguageModel
 from winnow.parallel import Ranks
-from winnow.parallel.base import shard_base, sharded_names
+from winnow.parallel.base import shard_model
 from winnow.records.checkpoint import check_fits, read_checkpoint
 from winnow.records.folder import changes
 from winnow.records.preparation import preparation
@@ -151,7 +153,8 @@ def assemble(
     built = build(cfg.trainer, **trainer)
     model = language.model
     if ranks is not None and cfg.parallel.base == "sharded":  # in the precision it will have: shards keep theirs
-        shard_base(built.precision_plugin.convert_module(model), built.strategy.root_device.type, ranks.size)
+        mesh = init_device_mesh(built.strategy.root_device.type, (ranks.size,))
+        shard_model(built.precision_plugin.convert_module(model), mesh)
     if not trains:
         model = built.precision_plugin.convert_module(model).to(built.strategy.root_device)
     module = SelectionModule(
@@ -164,8 +167,7 @@ def assemble(
         seed=cfg.seed,
         **more,
     )
-    module.together = Together(ranks)
-    module._ddp_params_and_buffers_to_ignore = sharded_names(module)  # type: ignore[assignment]
+    module.together = Together(ranks, any(in_rows(one) for one in model.parameters() if one.requires_grad))
     return Experiment(language, data, module, built, module.prepare(built))
 
 
@@ -195,7 +197,7 @@ def equip(cfg: DictConfig, folder: Path, parts: Parts) -> None:
             "callbacks": sorted(callbacks.values(), key=lambda one: isinstance(one, LastCheckpoint)),
             "logger": logger or False,
             "plugins": [AtomicCheckpointIO(), LightningEnvironment()],  # Slurm's would requeue by itself, midway
-            **devices(cfg.trainer, None if parts.group is None else parts.group.place),
+            **devices(cfg.trainer, None if parts.group is None else parts.group.place, cfg.parallel.base),
             "default_root_dir": str(folder),
             "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks.values()),
         },

@@ -17,7 +17,7 @@ from winnow.callbacks import Records
 from winnow.evaluation import evaluate
 from winnow.lm.forward import Forward
 from winnow.lm.passes import Pass
-from winnow.parallel.base import in_shards
+from winnow.parallel.base import in_shards, whole_state
 from winnow.records.checkpoint import read_checkpoint
 from winnow.records.folder import FolderInUse, changes, claim, earlier_job, occupied
 from winnow.records.preparation import SPENT
@@ -39,6 +39,7 @@ from winnow.run.stages import lift_steps
 from winnow.run.startup import check_resumed
 from winnow.scorer.flops import Rates
 from winnow.tracking import is_lost, let_go
+from winnow.training.sharded import cut
 from winnow.training.stopping import handled, sole
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     write_json(folder / "summary.json", summary)
     if cfg.export:
         with replacing_folder(folder / "model") as temporary:
-            model.save_pretrained(str(temporary), safe_serialization=True)
+            model.save_pretrained(str(temporary), safe_serialization=True, **whole_state(model))
             parts.experiment.language.tokenizer.save_pretrained(temporary)
     if parts.logger is not None:
         after = {f"test/{name}": value for name, value in summary["after"].items()}
@@ -188,6 +189,8 @@ def train_part(cfg: DictConfig, parts: Parts) -> None:
     parts.group.first("measured")
     if _fit(parts, cfg.ckpt_path) and together:
         _measure(cfg, parts, [])
+    if cfg.export:
+        whole_state(parts.experiment.language.model)
 
 
 def _measure(cfg: DictConfig, parts: Parts, passes: list[Pass]) -> dict[str, float]:
@@ -211,7 +214,8 @@ def _fit(parts: Parts, ckpt_path: str | None) -> bool:
         log.warning("nothing to train (trainer.max_steps=0 or trainer.max_epochs=0): the model is measured as it is")
         if ckpt_path:
             state = read_checkpoint(ckpt_path)
-            parts.experiment.module.load_state_dict(state["state_dict"], strict=False)  # frozen parameters are in none
+            held = cut(state["state_dict"], parts.experiment.module)
+            parts.experiment.module.load_state_dict(held, strict=False)  # frozen parameters are in none
             parts.experiment.module.on_load_checkpoint(state)
         return bool(ckpt_path)
     made = parts.experiment

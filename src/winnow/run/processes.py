@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from winnow.parallel.ranks import check_wire
+from winnow.training.sharded import ShardedStrategy
 
 LONGEST = timedelta(days=7)
 """Others wait as long as this for the first process to read the data and to measure the model."""
@@ -96,7 +97,7 @@ def check(cfg: DictConfig, count: int, sweeps: bool) -> None:
         raise ValueError(f"parallel.base must be whole or sharded, got {cfg.parallel.base!r}")
     if cfg.parallel.base == "sharded" and count == 1 and place() is None:
         raise ValueError(
-            "parallel.base=sharded splits the frozen base among several processes, and there is one: set "
+            "parallel.base=sharded splits the model among several processes, and there is one: set "
             "trainer.devices=N, or leave it out"
         )
     minutes = cfg.parallel.timeout
@@ -111,12 +112,13 @@ def check(cfg: DictConfig, count: int, sweeps: bool) -> None:
         )
 
 
-def devices(trainer: Mapping[str, Any], own: Place | None) -> dict[str, Any]:
+def devices(trainer: Mapping[str, Any], own: Place | None, base: str = "whole") -> dict[str, Any]:
     """What Lightning is told of several processes.
 
     Args:
         trainer: the group ``trainer``.
         own: which of them this is; None for one.
+        base: ``whole`` | ``sharded``.
 
     Returns:
         Arguments of ``lightning.Trainer``.
@@ -127,7 +129,7 @@ def devices(trainer: Mapping[str, Any], own: Place | None) -> dict[str, Any]:
     return {
         "devices": own.size // own.machines,
         "num_nodes": own.machines,
-        "strategy": "ddp" if strategy == "auto" else strategy,
+        "strategy": ShardedStrategy() if base == "sharded" else "ddp" if strategy == "auto" else strategy,
         "use_distributed_sampler": False,  # every process has the whole pool, in the same order
     }
 

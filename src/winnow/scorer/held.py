@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from winnow.gradients.factors.base import Factor
 from winnow.lm.layout import KEYS, Batch, weights_beside
+from winnow.lm.shards import in_rows
 from winnow.selection import Selection
 
 ANOTHER = (
@@ -42,7 +43,7 @@ class HeldFactors:
         self._pool_stamps = _stamps(self._pool.values())
         # What is held in shards is gathered and let go of by whoever runs it, and has no storage of its own to look at.
         named = model.named_parameters()
-        self._named = {name: held for name, held in named if type(held).__name__ != "DTensor"}
+        self._named = {name: held for name, held in named if not in_rows(held)}
         self._stamps = _stamps(self._named.values())
 
     def check(self, selection: Selection, pool: Batch | None = None) -> None:
@@ -121,6 +122,9 @@ class HeldFactors:
         Args:
             selection: kept candidates and their weights; nothing is written if it is empty.
             accumulate: add to a gradient that is there, instead of replacing it.
+
+        Raises:
+            RuntimeError: parameters are held in rows by several processes.
         """
         if not accumulate:
             for parameter in self.parameters.values():
@@ -131,6 +135,11 @@ class HeldFactors:
             gradient = self._combine(name, share, selection)
             del self.factors[name]
             parameter = self.parameters[name]
+            if in_rows(parameter):  # torch would take it, and clip it by another norm in every process
+                raise RuntimeError(
+                    f"{name} is held in rows by several processes, and this update is of one process's candidates: "
+                    "score with winnow.parallel.ParallelScorer, or take update='two_pass' (scoring.update)"
+                )
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         self.factors.clear()
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from winnow.lm.shards import gathered, held_as
+
 
 class Accumulated:
     """Sum of the gradients of pools since the last update; kept apart from ``.grad``, which scoring may use.
@@ -39,7 +41,8 @@ class Accumulated:
         for name, parameter in parameters.items():
             if parameter.grad is not None:
                 held = self._sum.get(name)
-                self._sum[name] = parameter.grad if held is None else held.to(parameter.device).add_(parameter.grad)
+                before = None if held is None else held_as(held.to(parameter.device), parameter)
+                self._sum[name] = parameter.grad if before is None else before.add_(parameter.grad)
                 parameter.grad = None
 
     def take(self, parameters: Mapping[str, nn.Parameter]) -> bool:
@@ -54,16 +57,16 @@ class Accumulated:
         count, total = self.count, self._sum
         self.seen, self.count, self._sum = 0, 0, {}
         for name, gradient in total.items():
-            parameters[name].grad = gradient.to(parameters[name].device).div_(count)
+            parameters[name].grad = held_as(gradient.to(parameters[name].device), parameters[name]).div_(count)
         return count > 0
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint.
 
         Returns:
-            The sum and its counters.
+            The sum and its counters; sums in rows are made whole, by all processes.
         """
-        return {"seen": self.seen, "count": self.count, "sum": dict(self._sum)}
+        return {"seen": self.seen, "count": self.count, "sum": gathered(self._sum)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.

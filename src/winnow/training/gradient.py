@@ -10,6 +10,7 @@ from typing import cast
 
 from torch import nn
 
+from winnow.lm.shards import number
 from winnow.selection import Selection
 
 log = logging.getLogger(__name__)
@@ -67,4 +68,4 @@ def clip(parameters: Mapping[str, nn.Parameter], bound: float | None) -> bool:
 
 
 def _clip(parameters: Mapping[str, nn.Parameter], bound: float | None) -> float:
-    return float(nn.utils.clip_grad_norm_(list(parameters.values()), float("inf") if bound is None else bound))
+    return number(nn.utils.clip_grad_norm_(list(parameters.values()), float("inf") if bound is None else bound))

@@ -305,7 +305,8 @@ class SelectionModule(lightning.LightningModule):
         return ready
 
     def _check_parameters(self, updated: bool = False) -> None:
-        check_parameters(self.model, self.budget.steps, self._rate, None if updated else self._optimizer)
+        optimizer = None if updated else self._optimizer
+        self.together.sound(lambda: check_parameters(self.model, self.budget.steps, self._rate, optimizer))
 
     @property
     def _rate(self) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from winnow.lm.finite import RATE, NotFinite
 from winnow.lm.passes import FORWARD, Pass
 from winnow.parallel import Ranks, check_same
 from winnow.parallel.same import due
@@ -24,9 +25,11 @@ class Together:
 
     Args:
         ranks: the processes; None for one.
+        in_rows: whether each holds rows of its own of what is trained.
     """
 
     ranks: Ranks | None = None
+    in_rows: bool = False
     _read: int = 0
 
     def strangers(self, processes: int) -> int:
@@ -50,6 +53,25 @@ class Together:
             The same everywhere.
         """
         return flag if self.ranks is None else self.ranks.anywhere(flag)
+
+    def sound(self, check: Callable[[], None]) -> None:
+        """Make a check of parameters or optimizer state, which of rows one process alone may fail.
+
+        Args:
+            check: raises NotFinite.
+
+        Raises:
+            NotFinite: in any process.
+        """
+        broken: NotFinite | None = None
+        try:
+            check()
+        except NotFinite as error:
+            if not self.in_rows:
+                raise
+            broken = error
+        if self.in_rows and self.any(broken is not None):
+            raise broken or NotFinite(f"parameters or optimizer state of another process's rows are not finite: {RATE}")
 
     def spend(self, budget: Budget, flops: Flops, passes: Sequence[Pass]) -> None:
         """Count what went through the model, in all processes.
