@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from tests.commands import save_base
 from tests.run.test_run import go, read
 from winnow.records.checkpoint import DIGEST, digest, read_checkpoint
+from winnow.records.folder import changes
 from winnow.run.instantiate import BuildError
 
 LAST = "out/checkpoints/last.ckpt"
@@ -142,3 +145,22 @@ def test_the_last_checkpoint_knows_the_measurement_before_it() -> None:
     measured = pd.read_csv("out/metrics.csv")["target/val_nll"].dropna()
     assert len(measured) == 2 and measured.iloc[-1] < measured.iloc[0]
     assert float(best) == pytest.approx(measured.iloc[-1])
+
+
+def test_a_run_in_float64_goes_on_without_rounding_to_float32() -> None:
+    save_base()
+    exact = ("trainer.precision=64-true", "baseline=random", "export=false")
+    go(*exact)
+    whole = read_checkpoint(LAST)["state_dict"]
+    go(*exact, "trainer.max_steps=2", out="on")
+    go(*exact, "ckpt_path=on/checkpoints/last.ckpt", out="rest")
+    rest = read_checkpoint("rest/checkpoints/last.ckpt")["state_dict"]
+    assert {value.dtype for value in whole.values()} == {torch.float64}
+    assert all(torch.equal(rest[name], value) for name, value in whole.items())
+
+
+def test_a_short_folder_name_within_other_words_is_no_change_of_options(finished: Path) -> None:
+    shutil.copytree(finished / "out", "on")  # as in mean_one
+    text = Path("on/config.json").read_text()
+    Path("on/config.json").write_text(re.sub(r'"out(?=["/])', '"on', text))
+    assert changes("on/checkpoints/last.ckpt", json.loads(text) | {"ckpt_path": "on/checkpoints/last.ckpt"}) == []

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.commands import ROOT, SMALL, command_line, configured, save_base
 from winnow.run import run
@@ -89,6 +90,57 @@ def test_a_base_in_shards_trains_the_adapter_as_one_process_does(update: str, mo
     assert one.keys() == other.keys() and all("lora_" in name for name in one)
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("update", ["one_pass", "two_pass"])
+def test_a_model_in_rows_trains_saves_and_goes_on_as_one_process_does(
+    update: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_base()
+    options = ("trainer.precision=64-true", f"scoring.update={update}", "pools_per_update=2", "scoring.target_ema=0.5")
+    many = ("trainer.devices=2", "parallel.base=sharded")
+    whole = ("trainer.max_steps=6", "hydra.run.dir=one")
+    command_line(monkeypatch, run, *SMALL, *options, *whole)
+    # Saved after three pools by two processes, with half an update; gone on with by one; and by two again.
+    two = started(*options, *many, "trainer.max_steps=2", out="two")
+    said = two.communicate(timeout=300)[0]
+    assert two.returncode == 0 and "parameters in rows over 2 processes, 0 whole in each" in said, said
+    on = ("ckpt_path=two/checkpoints/last.ckpt", "trainer.max_steps=4", "hydra.run.dir=on")
+    command_line(monkeypatch, run, *SMALL, *options, *on)
+    last = started(*options, *many, "trainer.max_steps=6", "ckpt_path=on/checkpoints/last.ckpt", out="last")
+    said = last.communicate(timeout=300)[0]
+    assert last.returncode == 0, said
+    same_records("one", "last")
+    one, other = (torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("one", "last"))
+    for key in ("state_dict", "optimizer_states", "winnow"):
+        equal_state(one[key], other[key], key)
+    exported = [load_file(f"{name}/model/model.safetensors") for name in ("one", "last")]
+    equal_state(*exported, "export")
+
+
+CLOCK = ("seconds", "bytes", "flops", "tokens", "lengths")
+"""Of a budget: what is not the same for every number of processes."""
+
+
+def equal_state(one: Any, other: Any, where: str) -> None:
+    """States of a run by one process and by two, to 1e-9."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key, value in one.items():
+            if not str(key).startswith(CLOCK):
+                equal_state(value, other[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for at, value in enumerate(one):
+            equal_state(value, other[at], f"{where}/{at}")
+    elif isinstance(one, torch.Tensor):
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12, msg=lambda said: f"{where}: {said}")
+    elif isinstance(one, float):
+        assert other == pytest.approx(one, rel=1e-9), where
+    else:
+        assert one == other, where
 
 
 @pytest.mark.slow

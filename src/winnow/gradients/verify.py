@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from winnow.gradients.autograd import gradients_of
 from winnow.gradients.capture import Capture
 from winnow.gradients.factors.base import Factor
 from winnow.gradients.factors.precision import accumulation_dtype
 from winnow.lm.forward import Forward
 from winnow.lm.layout import KEYS, Batch, right_padded
-from winnow.lm.shards import held_as, in_rows, number
+from winnow.lm.shards import held_as, number
 
 TOLERANCE = {
     torch.float64: 1e-6,
@@ -140,7 +141,7 @@ def _autograd(
         with torch.enable_grad():
             losses = forward.losses(batch)
             loss = (losses * weight.to(losses.dtype)).sum()
-            grads = _gradients(loss, list(parameters.values()))
+            grads = gradients_of(loss, list(parameters.values()))
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
@@ -148,18 +149,3 @@ def _autograd(
     norms = [number(grad.norm()) for grad in wide if grad is not None]
     scale = math.hypot(*norms)
     return {name: (grad, scale) for name, grad in zip(parameters, wide, strict=True)}
-
-
-def _gradients(loss: Float[Tensor, ""], parameters: list[nn.Parameter]) -> Sequence[Tensor | None]:
-    """Autograd's; of parameters in rows FSDP2's, the mean over processes that all run these examples."""
-    if not any(map(in_rows, parameters)):
-        return torch.autograd.grad(loss, parameters, allow_unused=True)
-    before = [parameter.grad for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.grad = None
-        loss.backward()
-        return [parameter.grad for parameter in parameters]
-    finally:
-        for parameter, earlier in zip(parameters, before, strict=True):
-            parameter.grad = earlier

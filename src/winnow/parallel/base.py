@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 from torch import nn
@@ -32,6 +33,8 @@ def shard_model(model: nn.Module, mesh: Any) -> None:
         "parallel.base=sharded: %d parameters in rows over %d processes, %d whole in each",
         sum(numbers) - numbers[0] * bool(kept), mesh.size(), numbers[0] * bool(kept),
     )  # fmt: skip
+    # Nothing here changes a model's output in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     lists: list[Any] = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     # Let go after every forward, the outermost too: what is gathered is another object than what is trained.
     for block in max(lists, key=len, default=[]):

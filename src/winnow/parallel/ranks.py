@@ -11,6 +11,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)  # its name of torch 2.13
+
 WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -129,7 +131,7 @@ class Ranks:
         sent = tensor.detach().contiguous()
         sent = torch.cat([sent, sent.new_zeros(missing, *sent.shape[1:])]) if missing else sent
         out = sent.new_empty(self.share(height), *sent.shape[1:])
-        dist.reduce_scatter_tensor(out, sent, group=self.group)
+        _reduce_scatter(out, sent, group=self.group)
         self._sent((self.size - 1) / self.size, sent)
         return out[: mine.stop - mine.start]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -219,7 +220,7 @@ def _placeless(value: Any, out: str) -> Any:
         return {name: _placeless(child, out) for name, child in value.items()}
     if isinstance(value, list):
         return [_placeless(child, out) for child in value]
-    return value.replace(out, "<out>") if isinstance(value, str) else value
+    return re.sub(rf"(?<![\w.-]){re.escape(out)}(?![\w.-])", "<out>", value) if isinstance(value, str) else value
 
 
 def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -151,12 +151,12 @@ def assemble(
         more = {"scheduler": schedule_of(cfg, data.steps.steps, limits), **{name: cfg[name] for name in names}}
         more |= {"intake": intake_of(cfg, gate, language, ranks), "limits": limits}
     built = build(cfg.trainer, **trainer)
-    model = language.model
-    if ranks is not None and cfg.parallel.base == "sharded":  # in the precision it will have: shards keep theirs
-        mesh = init_device_mesh(built.strategy.root_device.type, (ranks.size,))
-        shard_model(built.precision_plugin.convert_module(model), mesh)
+    # Lightning would do so after a checkpoint is loaded, which float32 in between would round.
+    model = built.precision_plugin.convert_module(language.model)
+    if ranks is not None and cfg.parallel.base == "sharded":
+        shard_model(model, init_device_mesh(built.strategy.root_device.type, (ranks.size,)))
     if not trains:
-        model = built.precision_plugin.convert_module(model).to(built.strategy.root_device)
+        model = model.to(built.strategy.root_device)
     module = SelectionModule(
         model,
         selector=selector,

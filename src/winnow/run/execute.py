@@ -149,9 +149,7 @@ def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
         parts.group.first("measured")
     trained = _fit(parts, cfg.ckpt_path)
     summary["after"] = _measure(cfg, parts, passes) if trained else summary["before"]
-    # Only now: a checkpoint that the run went on from has brought counters of its own.
-    rates = Rates(Forward(model), {})
-    module.budget.flops_evaluation += sum(rates.forward(one) for one in passes)
+    _count(parts, passes)  # only now: a checkpoint that the run went on from has brought counters of its own
     summary["budget"] = module.budget.state_dict()
     if parts.preparation is not None:
         summary["preparation"] = parts.preparation
@@ -173,6 +171,12 @@ def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     return summary
 
 
+def _count(parts: Parts, passes: list[Pass]) -> None:
+    """Operations of the measurements before and after, which are counted by running the model."""
+    rates = Rates(Forward(parts.experiment.language.model), {})
+    parts.experiment.module.budget.flops_evaluation += sum(rates.forward(one) for one in passes)
+
+
 def train_part(cfg: DictConfig, parts: Parts) -> None:
     """What a process that is not the first does of a run: train, once the first one is ready to.
 
@@ -184,11 +188,15 @@ def train_part(cfg: DictConfig, parts: Parts) -> None:
     parts.group.first("equipped")  # what is read, checked and downloaded is so once
     equip(cfg, Path(cfg.out), parts)
     together = in_shards(parts.experiment.language.model)  # which no process can run by itself
+    passes: list[Pass] = []
     if together:
-        _measure(cfg, parts, [])
+        _measure(cfg, parts, passes)
     parts.group.first("measured")
-    if _fit(parts, cfg.ckpt_path) and together:
-        _measure(cfg, parts, [])
+    trained = _fit(parts, cfg.ckpt_path)
+    if together:
+        if trained:
+            _measure(cfg, parts, passes)
+        _count(parts, passes)
     if cfg.export:
         whole_state(parts.experiment.language.model)
 

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from winnow.gradients.autograd import gradients_of
 from winnow.gradients.backward import backward_through
 from winnow.lm.forward import Forward
 from winnow.lm.losses import example_losses
 from winnow.lm.passes import CAPTURED, CURVED, FORWARD, SUMMED, TRAINED
+from winnow.lm.shards import in_rows
 from winnow.scorer.curvature import product, twice
 
 INPUTS = "inputs"
@@ -46,6 +48,11 @@ def probe(forward: Forward, parameters: Mapping[str, nn.Parameter], kind: str) -
         backward_through(apart, trained, batch, lambda *_: None)
 
     def update(batch: dict[str, Tensor]) -> None:
+        trained = [held for held in model.parameters() if held.requires_grad]
+        if any(map(in_rows, trained)):  # a gathered parameter takes the place of any stand-in
+            with torch.enable_grad():
+                gradients_of(example_losses(model, batch).sum(), trained)
+            return
         with _stand_ins(model) as others, torch.enable_grad():
             torch.autograd.grad(example_losses(model, batch).sum(), list(others.values()), allow_unused=True)
 

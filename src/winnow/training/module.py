@@ -161,8 +161,7 @@ class SelectionModule(lightning.LightningModule):
         """
         assert self._scored is not None
         self.stage = "updating"
-        taken, signals, selection = self._scored
-        self._scored = None
+        (taken, signals, selection), self._scored = self._scored, None
         pool, step = taken.pool, self.budget.steps
         losses = torch.full((len(signals),), torch.nan, dtype=torch.float32)
         if signals.losses is not None:
