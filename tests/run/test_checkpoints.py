@@ -162,5 +162,5 @@ def test_a_run_in_float64_goes_on_without_rounding_to_float32() -> None:
 def test_a_short_folder_name_within_other_words_is_no_change_of_options(finished: Path) -> None:
     shutil.copytree(finished / "out", "on")  # as in mean_one
     text = Path("on/config.json").read_text()
-    Path("on/config.json").write_text(re.sub(r'"out(?=["/])', '"on', text))
+    Path("on/config.json").write_text(re.sub(r'(?<=: )"out(?=["/])', '"on', text))
     assert changes("on/checkpoints/last.ckpt", json.loads(text) | {"ckpt_path": "on/checkpoints/last.ckpt"}) == []
