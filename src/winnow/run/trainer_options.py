@@ -44,8 +44,8 @@ OTHERS = {
     "spawn": "its processes give back weights and no counters: use ddp, which starts them as commands",
     "fork": "its processes give back weights and no counters: use ddp, which starts them as commands",
     "notebook": "its processes give back weights and no counters: use ddp, from the command line",
-    "deepspeed": "it keeps gradients where a selection's cannot be put: use ddp, and parallel.base=sharded to split the model (FSDP2)",
-    "fsdp": "Lightning's first FSDP keeps parameters flat, so that no row is anybody's: use ddp, and parallel.base=sharded (FSDP2)",
+    "deepspeed": "it keeps gradients where a selection's cannot be put: use ddp, parallel.base=sharded to split",
+    "fsdp": "Lightning's first FSDP keeps parameters flat, so that no row is anybody's: use ddp, parallel.base=sharded",
     "": "use ddp, which trainer.devices=N implies, or leave it out",
 }
 PRECISIONS = (None, "32-true", "bf16-mixed", "bf16-true", "64-true", "32", "64", "bf16")
