@@ -1,16 +1,17 @@
-"""python -m benchmarks [--quick | --profile WORDS | --costs | --context PNG]: selection against plain training."""
+"""python -m benchmarks [--quick | --profile WORDS | --costs | --context PNG | --processes N]."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import context, costs
+from benchmarks import context, costs, processes
 from benchmarks.cases import Bench, Case, Size, cases, gpu_cases
 from benchmarks.measure import choosing, fidelity, machine, peak, spread, timed
 from winnow.run.allocator import keep_freed_memory
@@ -34,6 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--costs", action="store_true", help="the cost model of mode auto against the clock")
     parser.add_argument("--context", type=Path, metavar="PNG", help="T from 256 to 4096, plotted")
     parser.add_argument("--gpu", action="store_true", help="a 0.5 B model in bfloat16 on a GPU, with tokens per second")
+    parser.add_argument("--processes", type=int, metavar="N", help="one pool over N processes, against DDP and FSDP2")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="of the model: float32 or bfloat16")
     parser.add_argument("--hidden", type=int, help="width of the model")
@@ -44,6 +46,11 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure and print."""
     options = arguments()
+    if options.processes:
+        words = [word for word in ("--quick", "--gpu") if getattr(options, word[2:])]
+        words += [f"--only={options.only}", f"--rounds={options.rounds or 5}"]
+        words += [f"--json={options.json}"] * bool(options.json)
+        sys.exit(processes.started(options.processes, words))
     size = Size(hidden=192, layers=3, vocab=2048) if options.quick else Size()
     if options.gpu:
         size, options.device, options.dtype = Size(hidden=1536, layers=16, vocab=32000), "cuda", "bfloat16"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import context, costs, packing, scores
+from benchmarks import context, costs, packing, processes, scores
 from benchmarks.cases import Bench, Case, Size, cases, gpu_cases
 from benchmarks.measure import choosing, fidelity, peak, timed
 from tests.reference import relative
@@ -170,3 +170,16 @@ def test_cheaper_scores_are_compared_with_exact_ones_of_the_same_state() -> None
         assert len(one.rank) == len(one.flops) == len(one.seconds) == 1 and all(-1 <= rank <= 1 for rank in one.rank)
         if name.startswith(("scoring.layers", "scoring.max_tokens=24")):
             assert sum(one.flops) < 0.75 * sum(exact.flops)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_two_processes_are_timed_beside_ddp_and_fsdp2(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    assert processes.started(2, ["--quick", "--rounds=1", "--only=LoRA", f"--json={file}"]) == 0
+    whole, sharded = json.loads(file.read_text())["cases"]
+    assert "whole (DDP)" in whole["name"] and "in shards (FSDP2)" in sharded["name"]
+    for case in (whole, sharded):
+        assert case["ratio"]["median"] > 0
+        # Half of 16 candidates' gradients, the target's twice a half, and the update's: one of DDP is twice a half.
+        assert case["megabytes"] / case["megabytes_ddp"] == pytest.approx(16 / 2 + 1 + 1, rel=0.05)
