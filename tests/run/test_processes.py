@@ -24,6 +24,8 @@ from winnow.run.processes import Place, asked, check, place
 from winnow.run.trainer_options import check_trainer
 
 EXACT = ("trainer.precision=64-true", "gate=ngrams", "scoring.period=2", "data.draw_size=16", "export=false")
+IN_TURN = ("evaluation.batch_size=1", "evaluation.nll_limit=3", "evaluation.accuracy_limit=2")
+"""One process measures two batches, the other one and the prompts; of validation there is one batch in all."""
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
 
 
@@ -32,7 +34,7 @@ def started(*arguments: str, out: str, launcher: tuple[str, ...] = ()) -> subpro
     return subprocess.Popen(line, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def same_records(one: str, other: str) -> None:
+def same_records(one: str, other: str, measuring: tuple[str, ...] = ()) -> None:
     """Ledgers row for row, and metrics but for the clock and what each process spends by itself."""
     left, right = (pd.read_parquet(f"{name}/ledger.parquet") for name in (one, other))
     assert len(left) and list(left.columns) == list(right.columns)
@@ -42,21 +44,27 @@ def same_records(one: str, other: str) -> None:
         else:
             assert left[name].equals(right[name]), name
     rows = [pd.read_csv(f"{name}/metrics.csv") for name in (one, other)]
-    for name in ("select/kept", "budget/examples_trained", "budget/examples_drawn", "budget/updates", "train/loss"):
+    assert rows[0]["target/val_nll"].count() > 1  # of the batches that processes take in turn
+    counted = [f"budget/{what}" for what in ("examples_trained", "examples_drawn", "updates", *measuring)]
+    for name in (*counted, "select/kept", "train/loss", "target/val_nll"):
         pd.testing.assert_series_equal(rows[0][name], rows[1][name], rtol=1e-4, atol=1e-5)
+    summaries = [json.loads(Path(f"{name}/summary.json").read_text()) for name in (one, other)]
+    assert summaries[0]["after"] == pytest.approx(summaries[1]["after"], rel=1e-4)
+    # A model is in shards from the start, in the precision of training, which one process takes on later.
+    assert summaries[0]["before"] == pytest.approx(summaries[1]["before"], rel=1e-9 if measuring else 1e-6)
+    for name in measuring:  # all that all processes ran, once
+        assert summaries[0]["budget"][name] == pytest.approx(summaries[1]["budget"][name], rel=1e-9)
 
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     save_base()
-    two = started(*EXACT, "trainer.devices=2", out="two")
-    command_line(monkeypatch, run, *SMALL, *EXACT, "hydra.run.dir=one")
+    two = started(*EXACT, *IN_TURN, "trainer.devices=2", out="two")
+    command_line(monkeypatch, run, *SMALL, *EXACT, *IN_TURN, "hydra.run.dir=one")
     said = two.communicate(timeout=200)[0]
     assert two.returncode == 0, said
-    same_records("one", "two")
+    same_records("one", "two", ("flops_evaluation",))
     assert json.loads(Path("two/status.json").read_text())["state"] == "finished"
-    after = [json.loads(Path(f"{name}/summary.json").read_text())["after"] for name in ("one", "two")]
-    assert after[0] == pytest.approx(after[1], rel=1e-4)
     assert sorted(path.name for path in Path("two").iterdir()) == sorted(
         {path.name for path in Path("one").iterdir()} | {"train.log"}
     )  # nothing of the second process, which had nothing to say
@@ -78,7 +86,7 @@ ADAPTER = ("model/lora=default", "model.lora.lora_dropout=0", "export=false")
 @pytest.mark.parametrize("update", ["one_pass", "two_pass"])
 def test_a_base_in_shards_trains_the_adapter_as_one_process_does(update: str, monkeypatch: pytest.MonkeyPatch) -> None:
     save_base()
-    options = (*ADAPTER, "trainer.precision=64-true", f"scoring.update={update}")
+    options = (*ADAPTER, *IN_TURN, "trainer.precision=64-true", f"scoring.update={update}")
     two = started(*options, "trainer.devices=2", "parallel.base=sharded", out="two")
     command_line(monkeypatch, run, *SMALL, *options, "hydra.run.dir=one")
     said = two.communicate(timeout=200)[0]

@@ -14,10 +14,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from winnow.data.batch import pad_token_id
 from winnow.data.encode import PLAIN, Encoding, encode_prompt, stop_token_ids
 from winnow.data.example import Example, Target
+from winnow.evaluation.turns import Turns
 from winnow.lm.passes import FORWARD, Pass
 
 
-@torch.no_grad()
 def generate(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -41,6 +41,22 @@ def generate(
     Returns:
         One text per example, without special tokens, in the order given.
     """
+    found = _continuations(model, tokenizer, examples, max_new_tokens, batch_size, encoding, passes)
+    return [found[at] for at in range(len(examples))]
+
+
+@torch.no_grad()
+def _continuations(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    batch_size: int,
+    encoding: Encoding,
+    passes: list[Pass] | None,
+    turns: Turns | None = None,
+) -> dict[int, str]:
+    """Texts by the example's place, of the batches that are this process's."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -57,9 +73,11 @@ def generate(
     )
     prompts = [encode_prompt(example, tokenizer, encoding) or [pad] for example in examples]
     order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
-    texts = [""] * len(prompts)
+    texts: dict[int, str] = {}
     try:
         for start in range(0, len(order), batch_size):
+            if turns is not None and not turns.mine():
+                continue
             places = order[start : start + batch_size]
             length = max(len(prompts[at]) for at in places)
             ids = torch.tensor([[pad] * (length - len(prompts[at])) + prompts[at] for at in places], device=device)
@@ -70,8 +88,7 @@ def generate(
             if passes is not None:
                 passes.append(_continued(output, length, int(mask.sum())))
             decoded = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-            for at, text in zip(places, decoded, strict=True):
-                texts[at] = text
+            texts |= dict(zip(places, decoded, strict=True))
     finally:
         model.train(training)
     return texts
@@ -103,11 +120,43 @@ def accuracy(
     Raises:
         ValueError: the target has no scorer.
     """
+    total, count = summed_scores(model, tokenizer, target, limit, batch_size, encoding, passes)
+    return total / count
+
+
+def summed_scores(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    target: Target,
+    limit: int | None = None,
+    batch_size: int = 64,
+    encoding: Encoding = PLAIN,
+    passes: list[Pass] | None = None,
+    turns: Turns | None = None,
+) -> tuple[float, int]:
+    """What :func:`accuracy` is made of, of the batches that are this process's.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        target: the task; it must have a scorer.
+        limit: test examples to use; None for all.
+        batch_size: prompts per batch.
+        encoding: how prompts become tokens.
+        passes: takes what goes through the model.
+        turns: which batches are this process's; all of them by default.
+
+    Returns:
+        The sum of scores, and the number of examples.
+
+    Raises:
+        ValueError: the target has no scorer.
+    """
     if target.score is None:
         raise ValueError(f"target {target.name!r} has no scorer, so its accuracy is not defined")
     examples = list(target.test)[:limit]
-    texts = generate(model, tokenizer, examples, target.max_new_tokens, batch_size, encoding, passes)
-    return sum(target.score(text, example) for text, example in zip(texts, examples, strict=True)) / len(examples)
+    texts = _continuations(model, tokenizer, examples, target.max_new_tokens, batch_size, encoding, passes, turns)
+    return float(sum(target.score(texts[at], examples[at]) for at in sorted(texts))), len(texts)
 
 
 def _continued(output: Int[Tensor, "rows cells"], length: int, tokens: int) -> Pass:

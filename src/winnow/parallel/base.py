@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -39,7 +39,9 @@ def shard_model(model: nn.Module, mesh: Any) -> None:
     # Let go after every forward, the outermost too: what is gathered is another object than what is trained.
     for block in max(lists, key=len, default=[]):
         fully_shard(block, mesh=mesh, ignored_params=kept, reshard_after_forward=True)
-    fully_shard(model, mesh=mesh, ignored_params=kept, reshard_after_forward=True)
+    # Generation calls what peft has wrapped, past the wrapper.
+    outermost = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+    fully_shard(outermost, mesh=mesh, ignored_params=kept, reshard_after_forward=True)
 
 
 def in_shards(model: nn.Module) -> bool:

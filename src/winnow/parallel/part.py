@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
+from winnow.evaluation.turns import Turns
 from winnow.lm.batch import TargetBatch
 from winnow.lm.layout import KEYS, Batch, weights_beside
 from winnow.lm.losses import IGNORE
+from winnow.parallel.base import in_shards
 from winnow.parallel.ranks import Ranks
 
 
@@ -49,3 +52,16 @@ def target_part(target: TargetBatch, ranks: Ranks) -> TargetBatch:
     share = torch.cat([target.share[rows], target.share.new_zeros(missing)])
     task = torch.cat([target.task[rows], target.task.new_zeros(missing)])
     return TargetBatch(part_of(target.tokens, ranks), share, task)
+
+
+def turns_of(ranks: Ranks | None, model: nn.Module) -> Turns:
+    """Who runs which batch of an evaluation.
+
+    Args:
+        ranks: the processes; None for one.
+        model: whole in each of them, or in shards.
+
+    Returns:
+        Turns that begin with the first process.
+    """
+    return Turns() if ranks is None else Turns(ranks.rank, ranks.size, ranks.totals, in_shards(model))

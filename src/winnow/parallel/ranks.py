@@ -117,6 +117,18 @@ class Ranks:
         parts = flat.split([one.numel() for one in tensors])
         return [part.view(one.shape) for part, one in zip(parts, tensors, strict=True)]
 
+    def totals(self, numbers: Sequence[float]) -> list[float]:
+        """Sums of plain numbers over all processes, in float64.
+
+        Args:
+            numbers: as many everywhere.
+
+        Returns:
+            The same everywhere.
+        """
+        found: list[float] = self.sum(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist()
+        return found
+
     def sum_rows(self, tensor: Float[Tensor, " height *rest"]) -> Float[Tensor, " rows *rest"]:
         """The rows of a sum over all processes that are this one's.
 

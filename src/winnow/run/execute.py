@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import errno
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,7 +19,8 @@ from winnow.callbacks import Records
 from winnow.evaluation import evaluate
 from winnow.lm.forward import Forward
 from winnow.lm.passes import Pass
-from winnow.parallel.base import in_shards, whole_state
+from winnow.parallel.base import whole_state
+from winnow.parallel.part import turns_of
 from winnow.records.checkpoint import read_checkpoint
 from winnow.records.folder import FolderInUse, changes, claim, earlier_job, occupied
 from winnow.records.preparation import SPENT
@@ -142,14 +145,13 @@ def _objective(summary: dict[str, Any]) -> float | None:
 
 def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     model, module = parts.experiment.language.model, parts.experiment.module
-    passes: list[Pass] = []
-    summary: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed, "before": _measure(cfg, parts, passes)}
+    summary: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed}
+    summary["before"], measuring = _measure(cfg, parts)
     log.info("%s: %d trainable parameters", cfg.name, sum(p.numel() for p in module.parameters() if p.requires_grad))
-    if parts.group is not None:
-        parts.group.first("measured")
     trained = _fit(parts, cfg.ckpt_path)
-    summary["after"] = _measure(cfg, parts, passes) if trained else summary["before"]
-    _count(parts, passes)  # only now: a checkpoint that the run went on from has brought counters of its own
+    summary["after"], more = _measure(cfg, parts) if trained else (summary["before"], 0.0)
+    # Only now: a checkpoint that the run went on from has brought counters of its own.
+    module.budget.flops_evaluation += measuring + more
     summary["budget"] = module.budget.state_dict()
     if parts.preparation is not None:
         summary["preparation"] = parts.preparation
@@ -171,14 +173,8 @@ def _execute(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     return summary
 
 
-def _count(parts: Parts, passes: list[Pass]) -> None:
-    """Operations of the measurements before and after, which are counted by running the model."""
-    rates = Rates(Forward(parts.experiment.language.model), {})
-    parts.experiment.module.budget.flops_evaluation += sum(rates.forward(one) for one in passes)
-
-
 def train_part(cfg: DictConfig, parts: Parts) -> None:
-    """What a process that is not the first does of a run: train, once the first one is ready to.
+    """What a process that is not the first does of a run: its part of the measurements, and of training.
 
     Args:
         cfg: the composed configuration.
@@ -187,33 +183,42 @@ def train_part(cfg: DictConfig, parts: Parts) -> None:
     assert parts.group is not None
     parts.group.first("equipped")  # what is read, checked and downloaded is so once
     equip(cfg, Path(cfg.out), parts)
-    together = in_shards(parts.experiment.language.model)  # which no process can run by itself
-    passes: list[Pass] = []
-    if together:
-        _measure(cfg, parts, passes)
-    parts.group.first("measured")
-    trained = _fit(parts, cfg.ckpt_path)
-    if together:
-        if trained:
-            _measure(cfg, parts, passes)
-        _count(parts, passes)
+    _measure(cfg, parts)
+    if _fit(parts, cfg.ckpt_path):
+        _measure(cfg, parts)
     if cfg.export:
         whole_state(parts.experiment.language.model)
 
 
-def _measure(cfg: DictConfig, parts: Parts, passes: list[Pass]) -> dict[str, float]:
-    parts.experiment.module.to(parts.experiment.trainer.strategy.root_device)
-    model: Any = parts.experiment.language.model
-    return evaluate(
-        model,
-        parts.experiment.language.tokenizer,
-        parts.experiment.data.corpus.targets,
-        max_length=parts.experiment.data.max_length,
-        encoding=parts.experiment.data.encoding,
-        pack=bool(cfg.scoring.get("pack")),
-        passes=passes,
-        **plain(cfg.evaluation),
-    )
+def _measure(cfg: DictConfig, parts: Parts) -> tuple[dict[str, float], float]:
+    """Where the model stands, and operations that it took; each process runs its share, and all have the numbers."""
+    made, ranks, passes = parts.experiment, None if parts.group is None else parts.group.ranks, list[Pass]()
+    made.module.to(made.trainer.strategy.root_device)
+    model: Any = made.language.model
+    with _answering(parts):
+        measured = evaluate(
+            model,
+            made.language.tokenizer,
+            made.data.corpus.targets,
+            max_length=made.data.max_length,
+            encoding=made.data.encoding,
+            pack=bool(cfg.scoring.get("pack")),
+            passes=passes,
+            turns=turns_of(ranks, model),
+            **plain(cfg.evaluation),
+        )
+        rates = Rates(Forward(model), {})
+        spent = float(sum(rates.forward(one) for one in passes))
+        return measured, spent if ranks is None else ranks.totals([spent])[0]
+
+
+@contextmanager
+def _answering(parts: Parts) -> Iterator[None]:
+    """Say in words that another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise lost(error, 0 if parts.group is None else parts.group.place.size - 1) from error
 
 
 def _fit(parts: Parts, ckpt_path: str | None) -> bool:
@@ -232,16 +237,13 @@ def _fit(parts: Parts, ckpt_path: str | None) -> bool:
     parts.stop.waits, parts.stop.agree = True, made.module.together.any
     sole(made.trainer)
     try:
-        parts.experiment.trainer.fit(
-            parts.experiment.module, parts.experiment.data, ckpt_path=ckpt_path, weights_only=True
-        )
+        with _answering(parts):
+            made.trainer.fit(made.module, made.data, ckpt_path=ckpt_path, weights_only=True)
     except SystemExit as error:
         # Lightning answers an interrupt with exit(1), which no caller can tell from a failure.
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt(*error.__context__.args) from error
         raise
-    except RuntimeError as error:
-        raise lost(error, 0 if parts.group is None else parts.group.place.size - 1) from error
     finally:
         parts.stop.waits, parts.stop.agree = False, bool
     parts.stop.obey()

@@ -15,7 +15,7 @@ from winnow.parallel.ranks import check_wire
 from winnow.training.sharded import ShardedStrategy
 
 LONGEST = timedelta(days=7)
-"""Others wait as long as this for the first process to read the data and to measure the model."""
+"""Others wait as long as this for the first process to read the data."""
 
 
 @dataclass(frozen=True)

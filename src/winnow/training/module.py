@@ -12,7 +12,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from winnow.lm.finite import check_rates
-from winnow.lm.layout import Batch, response_tokens
+from winnow.lm.layout import Batch
 from winnow.models.quantized import of_the_base
 from winnow.optim import wants_names
 from winnow.scorer import Scorer
@@ -211,13 +211,12 @@ class SelectionModule(lightning.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch of target validation examples to that target's mean NLL."""
         self.budget.wait(False)
-        losses, spent = self.scorer.meter.evaluated(batch)
-        self.budget.flops_evaluation += spent
-        self._val.add(dataloader_idx, losses, response_tokens(batch) > 0)
+        self._val.add(dataloader_idx, batch, self.scorer, self.together.ranks)
 
     def on_validation_epoch_end(self) -> None:
         """Log the targets' NLL: their weighted mean, and each where there are several."""
-        mean, each = self._val.take(self._datamodule.corpus.targets if self._datamodule is not None else [])
+        targets = self._datamodule.corpus.targets if self._datamodule is not None else []
+        mean, each = self._val.take(targets, self.scorer, self.budget)
         if mean is not None:
             self.log("target/val_nll", mean, prog_bar=True, batch_size=1)
             self.log_dict(each, batch_size=1)

@@ -86,7 +86,7 @@ class Together:
         if self.ranks is not None:
             names = [part.name for part in fields(Flops)]
             own = [*(getattr(flops, name) for name in names), forwarded, backwarded]
-            whole = self.ranks.sum(torch.tensor(own, dtype=torch.float64, device=self.ranks.device)).tolist()
+            whole = self.ranks.totals(own)
             flops = Flops(**dict(zip(names, whole[:-2], strict=True)))
             forwarded, backwarded = int(whole[-2]), int(whole[-1])
             budget.bytes += self.ranks.bytes - self._read
