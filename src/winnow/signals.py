@@ -192,6 +192,28 @@ class Signals:
         meta = {name: [word for part in parts for word in part.meta[name]] for name in parts[0].meta}
         return cls(**found, meta=meta)
 
+    def part(self, rows: slice) -> Signals:
+        """Signals of some candidates as those of a pool.
+
+        Args:
+            rows: of the pool.
+
+        Returns:
+            Theirs, and what is of the target.
+
+        Raises:
+            ValueError: there is the curvature, which is of all candidates of the pool.
+        """
+        if self.curvature is not None:
+            raise ValueError("Signals.curvature is of one pool, and cannot be cut")
+        cut: dict[str, Any] = {"meta": {name: words[rows] for name, words in self.meta.items()}}
+        for one in fields(self):
+            value, axis = getattr(self, one.name), one.metadata.get("axis")
+            if value is None or axis is None:
+                continue
+            cut[one.name] = value[rows] if axis == 0 else value[:, rows] if axis == 1 else value[rows, rows]
+        return replace(self, **cut)
+
     def cpu(self) -> Signals:
         """The same on the CPU.
 

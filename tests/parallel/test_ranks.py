@@ -96,6 +96,13 @@ def test_gradients_in_bf16_on_the_wire_cost_less(core: Path) -> None:
     assert 0.2 < halved / exact < 0.7
 
 
+def test_candidates_of_one_process_alone_send_no_gradients(core: Path) -> None:
+    sent = read(core / "sent-0.pt") | read(core / "sent-2.pt")
+    assert 0 < int(sent["per_rank-full-adamw"]) < 0.6 * int(sent["filter_weight-full-adamw"])
+    gram = read(core / "per_rank-full-adamw-2-0.pt")["0/K"]
+    assert bool((gram[:7, :7] != 0).all()) and not bool(gram[:7, 7:].any())
+
+
 class Two(Ranks):
     """Two processes, of which the other says what it is told to."""
 

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests' own models
 
 from tests.families import build, double, ragged
 from winnow.lm.shards import gathered
-from winnow.parallel import ParallelScorer, Ranks
+from winnow.parallel import ParallelScorer, Ranks, Stratified
 from winnow.parallel.base import shard_model
 from winnow.scorer import Scorer
+from winnow.selection import Selection
 from winnow.selectors import DataShapley, Embedding, FilterWeight, GradNorm, Greats, Less, MaxLoss, Opus
-from winnow.signals import Needs
+from winnow.signals import Needs, Signals
 
 STEPS, POOL, TARGET, KEPT = 4, 14, 5, 5  # neither divides by four
 
@@ -37,6 +38,7 @@ class Case:
     options: tuple[tuple[str, Any], ...] = ()
     sizes: tuple[int, ...] = (2,)
     sharded: bool = False
+    per_rank: bool = False
 
     def model(self) -> nn.Module:
         model = build(self.family, lora=self.lora)
@@ -72,6 +74,9 @@ CASES: dict[str, Case] = {
     "sharded-lora-two_pass": Case(FilterWeight(filter_size=2), update="two_pass", sharded=True),
     "sharded-full-adamw": Case(WEIGH, lora=False, sharded=True),
     "sharded-full-two_pass": Case(FilterWeight(filter_size=2), lora=False, update="two_pass", sharded=True),
+    "per_rank-full-adamw": Case(
+        FilterWeight(filter_size=4), lora=False, options=(("first_step", "identity"),), per_rank=True
+    ),
     "sketched-lora-sgd": Case(
         WEIGH, optimizer="sgd", update="two_pass", options=(("mode", "sketch"), ("sketch_dim", 4))
     ),
@@ -107,6 +112,13 @@ MORE: dict[str, Case] = {
     "sharded-full-max_loss": Case(MaxLoss(filter_size=KEPT), lora=False, update="two_pass", sharded=True),
     "sharded-full-less": Case(Less(filter_size=KEPT), lora=False, sharded=True),
     "sharded-full-experts": Case(WEIGH, lora=False, family="mixtral", update="two_pass", sharded=True),
+    "per_rank-lora-opus": Case(Opus(filter_size=4, sketch=512), options=(("first_step", "identity"),), per_rank=True),
+    "per_rank-lora-less": Case(
+        Less(filter_size=4), update="two_pass", options=(("first_step", "identity"),), per_rank=True
+    ),
+    "per_rank-full-sharded": Case(
+        FilterWeight(filter_size=4), lora=False, options=(("first_step", "identity"),), per_rank=True, sharded=True
+    ),
     "embedding-lora-adamw": Case(Embedding(filter_size=KEPT), update="two_pass"),
 }
 NOTHING_THERE = 3
@@ -138,6 +150,16 @@ def in_shards(model: nn.Module, ranks: Ranks | None) -> nn.Module:
     return model
 
 
+def by_halves(selector: Any, halves: list[Signals], source: torch.Generator) -> tuple[Signals, Selection]:
+    """What two processes do of which each has half of the pool, none of the other's, and the same target."""
+    chosen = [replace(selector, filter_size=selector.filter_size // 2)(half, source) for half in halves]
+    grams = [half.gram for half in halves if half.gram is not None]
+    joined = Signals.joined([replace(half, gram=None) for half in halves])
+    whole = replace(joined, gram=torch.block_diag(*grams) if grams else None)
+    index = torch.cat([chosen[0].index, chosen[1].index + len(halves[0])])
+    return whole, Selection(index, torch.cat([one.weight for one in chosen]))
+
+
 def trajectory(case: Case, ranks: Ranks | None) -> dict[str, Tensor]:
     """Everything the steps computed, by name."""
     pieces = (("pool_micro_batch", 7),) if ranks is None and ("mode", "sketch") in case.options else ()
@@ -152,16 +174,26 @@ def trajectory(case: Case, ranks: Ranks | None) -> dict[str, Tensor]:
     scorer = (
         Scorer(model, optimizer, **options)
         if ranks is None
-        else ParallelScorer(model, optimizer, ranks=ranks, **options)
+        else ParallelScorer(model, optimizer, ranks=ranks, pool="per_rank" if case.per_rank else "global", **options)
     )
+    selector = Stratified(case.selector, 2) if case.per_rank else case.selector
+    own = Scorer(model, optimizer, **options | {"update": "two_pass"}) if case.per_rank and ranks is None else None
     needs: Needs = case.selector.needs
     for step in range(STEPS):
         pool, target = batches(step, case.lora)
         task = torch.arange(TARGET) % 2
         weight = torch.linspace(1, 2, TARGET)
-        signals = scorer(pool, target if needs.target else None, needs, weight if needs.target else None,
-                         target_task=task if needs.target else None)  # fmt: skip
-        selection = case.selector(signals, torch.Generator().manual_seed(step))
+        aim = (target if needs.target else None, needs, weight if needs.target else None)
+        task_of = task if needs.target else None
+        signals = scorer(pool, *aim, target_task=task_of)
+        source = torch.Generator().manual_seed(step)
+        if own is None:
+            selection = selector(signals, source)
+        else:
+            halves = [{key: value[rows] for key, value in pool.items()} for rows in (slice(0, 7), slice(7, POOL))]
+            signals, selection = by_halves(
+                case.selector, [own(half, *aim, target_task=task_of) for half in halves], source
+            )
         trained, losses = scorer.backward(pool, selection)
         optimizer.step()
         optimizer.zero_grad()
@@ -183,9 +215,13 @@ def main(out: Path, rank: int | None, cases: dict[str, Case]) -> None:
     dist.init_process_group("gloo")
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     pair, four = Ranks(group=pairs[rank // 2]), Ranks()
+    sent = {}
     for number, (name, case) in enumerate(cases.items()):
         if number % 2 == rank // 2:
+            before = pair.bytes
             torch.save(trajectory(case, pair), out / f"{name}-2-{rank % 2}.pt")
+            sent[name] = torch.tensor(pair.bytes - before)
+    torch.save(sent, out / f"sent-{rank}.pt")
     for name, case in cases.items():
         if 4 in case.sizes:
             torch.save(trajectory(case, four), out / f"{name}-4-{rank}.pt")

@@ -131,6 +131,15 @@ def test_name_tags_and_choices_are_what_was_resolved(monkeypatch: pytest.MonkeyP
     assert not any(group.startswith("hydra") for group in choices)
 
 
+def test_candidates_of_each_process_by_themselves_are_a_method_of_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: dict[str, Any] = {}
+    monkeypatch.setattr(tracked, "build", lambda node, **extra: built.update(extra))
+    with configured("baseline=greats", "parallel.pool=per_rank", "logger=wandb") as cfg:
+        tracked.logger_of(cfg)
+        assert cfg.name == cfg.logger.group == "greats-per_rank"
+    assert built["tags"][:2] == ["greats", "per_rank"]
+
+
 def test_two_methods_at_once_are_refused() -> None:
     with (
         configured("baseline=random", "selector=greats") as cfg,

@@ -18,10 +18,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.commands import ROOT, SMALL, command_line, configured, save_base
+from winnow.parallel import Ranks, Stratified
+from winnow.records.checkpoint import method_name
 from winnow.run import run
 from winnow.run.group import ProcessLost, lost
-from winnow.run.processes import Place, asked, check, place
+from winnow.run.processes import Place, asked, check, place, pooled
 from winnow.run.trainer_options import check_trainer
+from winnow.selectors import UDS, FilterWeight, Full, MaxLoss, Selector
+from winnow.signals import Needs, Signals
 
 EXACT = ("trainer.precision=64-true", "gate=ngrams", "scoring.period=2", "data.draw_size=16", "export=false")
 IN_TURN = ("evaluation.batch_size=1", "evaluation.nll_limit=3", "evaluation.accuracy_limit=2")
@@ -267,6 +271,7 @@ def test_strategies_that_lose_something_are_refused_with_the_remedy(strategy: st
     [
         ("parallel.wire=fp8", "parallel.wire must be fp32, bf16 or null for the gradients' own; got 'fp8'"),
         ("parallel.base=split", "parallel.base must be whole or sharded, got 'split'"),
+        ("parallel.pool=local", "parallel.pool must be global or per_rank, got 'local'"),
         ("parallel.timeout=0", "parallel.timeout must be a number of minutes above 0, got 0"),
         ("parallel.timeout=soon", "parallel.timeout must be a number of minutes above 0, got 'soon'"),
     ],
@@ -274,6 +279,60 @@ def test_strategies_that_lose_something_are_refused_with_the_remedy(strategy: st
 def test_options_of_several_processes_are_refused_before_any_is_started(option: str, message: str) -> None:
     with configured(*SMALL, option, "trainer.devices=2") as cfg, pytest.raises(ValueError, match=message):
         check(cfg, 2, sweeps=False)
+
+
+def test_a_pool_of_each_process_is_refused_where_there_is_one_process() -> None:
+    told = "there is one process: leave parallel.pool=global, or set trainer.devices=N"
+    with configured(*SMALL, "parallel.pool=per_rank") as cfg, pytest.raises(ValueError, match=told):
+        check(cfg, 1, sweeps=False)
+
+
+class Three(Ranks):
+    def __init__(self) -> None:
+        self.rank, self.size = 0, 3
+
+
+@pytest.mark.parametrize(
+    ("selector", "pool", "message"),
+    [
+        (FilterWeight(filter_size=4), 12, "filter_size=4 is no multiple of 3: set selector.filter_size=6"),
+        (FilterWeight(filter_size=2), 12, "filter_size=2 is no multiple of 3: set selector.filter_size=3"),
+        (FilterWeight(filter_size=6), 7, "the last of 3 processes has 1, and keeps 2: set a data.pool_size that is a"),
+        (Full(), 12, "share of selector.filter_size, and Full has none: leave parallel.pool=global"),
+        (UDS(filter_size=3), 12, "and UDS goes by earlier pools, too: leave parallel.pool=global"),
+    ],
+)
+def test_what_cannot_be_asked_of_each_process_is_refused(selector: Selector, pool: int, message: str) -> None:
+    with configured(*SMALL, "parallel.pool=per_rank") as cfg, pytest.raises(ValueError, match=message):
+        pooled(cfg, selector, pool, Three())
+    with configured(*SMALL) as cfg:
+        assert pooled(cfg, selector, pool, Three()) is selector
+
+
+def test_a_selector_is_asked_for_a_part_of_every_process() -> None:
+    signals = Signals(
+        valid=torch.ones(7, dtype=torch.bool), tokens=torch.ones(7, dtype=torch.long),
+        losses=torch.tensor([9.0, 8.0, 7.0, 0.0, 1.0, 2.0, 0.5]), meta={"id": list("abcdefg")},
+    )  # fmt: skip
+    asked = Stratified(MaxLoss(filter_size=3), 3)
+    assert asked(signals).index.tolist() == [0, 5, 6] and asked.filter_size == 3 and asked.needs == Needs(losses=True)
+    assert signals.part(slice(3, 5)).meta == {"id": ["d", "e"]}
+    assert method_name(asked).endswith("Stratified(winnow.selectors.max_loss.MaxLoss)")
+    assert asked(signals.part(slice(0, 3))).index.tolist() == [0, 1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_processes_that_choose_from_their_own_candidates_say_so() -> None:
+    save_base()
+    two = started("selector.filter_size=4", "parallel.pool=per_rank", "trainer.devices=2", out="two")
+    said = two.communicate(timeout=200)[0]
+    assert two.returncode == 0, said
+    assert json.loads(Path("two/summary.json").read_text())["name"] == "filter_weight-per_rank"
+    kept = pd.read_parquet("two/ledger.parquet")["kept"].to_numpy().reshape(4, 2, 4).sum(2)
+    assert ((kept >= 1) & (kept <= 2)).all()  # two of four, less what is given no weight
+    state = torch.load("two/checkpoints/last.ckpt", weights_only=True)["winnow"]
+    assert state["method"].startswith("winnow.parallel.stratified.Stratified(")
 
 
 def test_a_broken_connection_is_told_apart_from_other_errors() -> None:

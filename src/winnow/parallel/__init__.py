@@ -8,5 +8,6 @@ and every process then solves the same small problem. Nothing in here knows of L
 from winnow.parallel.ranks import Ranks
 from winnow.parallel.same import Diverged, check_same
 from winnow.parallel.scorer import ParallelScorer
+from winnow.parallel.stratified import Stratified
 
-__all__ = ["Diverged", "ParallelScorer", "Ranks", "check_same"]
+__all__ = ["Diverged", "ParallelScorer", "Ranks", "Stratified", "check_same"]

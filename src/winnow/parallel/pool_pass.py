@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,25 +32,27 @@ class ParallelPass(PoolPass):
     """Runs this process's rows of every pool, and sums products over all processes.
 
     Where K is taken of whole gradients, those of all candidates meet at the process that holds the rows of the
-    parameter. Where it is taken of sketches, or not at all, every process keeps its own candidates.
+    parameter. Where it is taken of sketches, or not at all, every process keeps its own candidates. So it does with
+    ``blocks``, and K is then of its own alone.
 
     Args:
         scope: the model and what goes with it.
         micro_batch: has to be None.
         ranks: the processes.
+        blocks: compare no candidates of two processes; K between them is zero.
 
     Raises:
         ValueError: ``micro_batch`` is given.
     """
 
-    def __init__(self, scope: Scope, micro_batch: int | None, ranks: Ranks) -> None:
+    def __init__(self, scope: Scope, micro_batch: int | None, ranks: Ranks, blocks: bool = False) -> None:
         super().__init__(scope, micro_batch)
         if micro_batch is not None:
             raise ValueError(
                 f"scoring.pool_micro_batch={micro_batch} scores a pool in pieces, and {ranks.size} processes share it "
                 "already: set scoring.pool_micro_batch=null, and use more processes where a share is too large"
             )
-        self.ranks = ranks
+        self.ranks, self.blocks = ranks, blocks
 
     def check(self, needs: Needs) -> None:
         """Refuse needs that the way products are taken cannot meet.
@@ -106,9 +109,11 @@ class ParallelPass(PoolPass):
     def _products(self, visit: PartVisit) -> Sums:
         """The sums over all parameters and processes."""
         needs, ranks, mode = visit.needs, self.ranks, self.scope.mode
-        apart = needs.gram is None or needs.sketch is not None or mode.mode == "sketch"
-        total = visit.size * ranks.size if apart else visit.total
-        rows = slice(visit.size * ranks.rank, visit.size * (ranks.rank + 1))
+        apart = self.blocks or needs.gram is None or needs.sketch is not None or mode.mode == "sketch"
+        first, total = visit.size * ranks.rank, visit.size * ranks.size if apart else visit.total
+        if self.blocks:
+            first, total = 0, visit.size
+        rows = slice(first, first + visit.size)
         products: Products | None = None
         ready = self.scope.geometry.ready(self.scope.parameters)
         for name in visit.reached():
@@ -130,6 +135,8 @@ class ParallelPass(PoolPass):
                 self._send(products, parcel, total, visit.first_row(name))
         if products is None:
             return Products(needs, visit.total, visit.losses.dtype, visit.losses.device, mode).finish()
+        if self.blocks:
+            return self._blocks(products.finish(), visit)
         return self._apart(products, visit.total) if apart else self._over_all(products.finish(), ["gram"])
 
     def _send(self, products: Products, parcel: Parcel, total: int, first: int) -> None:
@@ -155,6 +162,22 @@ class ParallelPass(PoolPass):
         self._over_all(sums)
         products.join(lambda own: ranks.gather(own, len(own) * ranks.size))
         return products.finish().first(total)
+
+    def _blocks(self, sums: Sums, visit: PartVisit) -> Sums:
+        """Sums of candidates that every process had by itself, one after the other; K has a block for each process."""
+        size, ranks = visit.size, self.ranks
+
+        def joined(own: Tensor) -> Tensor:
+            return ranks.gather(own, size * ranks.size)
+
+        sums.alignment = None if sums.alignment is None else joined(sums.alignment)
+        sums.squares = None if sums.squares is None else joined(sums.squares)
+        sums.task_alignment = None if sums.task_alignment is None else joined(sums.task_alignment.T).T
+        sums.gram = None if sums.gram is None else torch.block_diag(*joined(sums.gram).split(size))
+        for name in ("target_square", "task_squares"):  # every process has them whole: the first one's bits for all
+            value = getattr(sums, name)
+            setattr(sums, name, None if value is None else ranks.gather(value[None], ranks.size)[0])
+        return sums.first(visit.total)
 
     def _over_all(self, sums: Sums, more: Sequence[str] = ()) -> Sums:
         """Sum over the processes what each has summed of its rows."""

@@ -29,6 +29,21 @@ def check_wire(wire: str | None) -> None:
         raise ValueError(f"parallel.wire must be fp32, bf16 or null for the gradients' own; got {wire!r}")
 
 
+def rows_of(rank: int, size: int, total: int) -> slice:
+    """A process's rows of a batch.
+
+    Args:
+        rank: of the process.
+        size: how many there are.
+        total: rows of the batch.
+
+    Returns:
+        A range that may be empty.
+    """
+    share = -(-total // size)
+    return slice(min(rank * share, total), min((rank + 1) * share, total))
+
+
 class Ranks:
     """A group of processes. Every method is called by all of them, in the same order.
 
@@ -85,8 +100,7 @@ class Ranks:
         Returns:
             A range that may be empty.
         """
-        share = self.share(total)
-        return slice(min(self.rank * share, total), min((self.rank + 1) * share, total))
+        return rows_of(self.rank, self.size, total)
 
     def sum(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """The sum over all processes.

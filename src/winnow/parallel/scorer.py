@@ -16,6 +16,7 @@ from winnow.parallel.forward import gathered_signals
 from winnow.parallel.part import part_of
 from winnow.parallel.pool_pass import ParallelPass
 from winnow.parallel.ranks import Ranks
+from winnow.parallel.stratified import check_pool
 from winnow.parallel.update import ParallelUpdate
 from winnow.scorer import Scorer
 from winnow.scorer.target import TASK
@@ -28,23 +29,32 @@ class ParallelScorer(Scorer):
     ``mode=sketch`` b is exact, as it is of pools in pieces. Every method is called by all processes in the same order.
     ``backward`` sums gradients itself: the loss's own backward must not.
 
+    ``pool="per_rank"`` compares no candidates of two processes, and sends none of their gradients: b is against the
+    target gradient of all, and so are P and the update, but K is taken of each process's own candidates. Signals then
+    have a K of one block for each process, with zeros between blocks that were never computed, and are for
+    :class:`winnow.parallel.Stratified` alone.
+
     Args:
         model: this process's copy of the model.
         optimizer: this process's.
         ranks: the processes; the whole world if omitted.
+        pool: ``global`` | ``per_rank``.
         **options: of :class:`winnow.Scorer`, the same everywhere.
 
     Raises:
-        ValueError: as of :class:`winnow.Scorer`, ``pack`` with a model in shards, or an optimizer that looks at
-            whole matrices with parameters in shards.
+        ValueError: as of :class:`winnow.Scorer`, an unknown ``pool``, ``pack`` with a model in shards, or an optimizer
+            that looks at whole matrices with parameters in shards.
     """
 
     __signature__ = inspect.signature(Scorer)  # the options' kinds, for whoever checks them
 
-    def __init__(self, model: nn.Module, optimizer: Any, *, ranks: Ranks | None = None, **options: Any) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: Any, *, ranks: Ranks | None = None, pool: str = "global", **options: Any
+    ) -> None:
+        check_pool(pool)
         self.ranks = ranks or Ranks()
         self._updating = partial(ParallelUpdate, ranks=self.ranks)
-        self._passing = partial(ParallelPass, ranks=self.ranks)
+        self._passing = partial(ParallelPass, ranks=self.ranks, blocks=pool == "per_rank")
         self._forwarded = partial(gathered_signals, self.ranks)
         super().__init__(model, optimizer, **options)
         self._pass.scope.forward.together = in_shards(model)

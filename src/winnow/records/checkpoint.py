@@ -124,9 +124,10 @@ def method_name(selector: Any) -> str:
         selector: the selector.
 
     Returns:
-        Its class by dotted name.
+        Its class by dotted name; of one that asks another, that one's in brackets.
     """
-    return f"{type(selector).__module__}.{type(selector).__qualname__}"
+    within = getattr(selector, "selector", None)
+    return f"{type(selector).__module__}.{type(selector).__qualname__}" + (f"({method_name(within)})" if within else "")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -39,6 +39,7 @@ ADDED: dict[str, Any] = {
     "parallel.wire": None,
     "parallel.timeout": 30,
     "parallel.base": "whole",
+    "parallel.pool": "global",
     "scoring.period": 1,
     "scoring.between": "uniform",
     **{f"scoring.{name}": None for name in ("max_tokens", "precision", "proxy")},

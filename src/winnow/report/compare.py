@@ -19,8 +19,8 @@ LAST_STEP = 0.05
 """By so much the last step of a run may go beyond its budget and still be as much as another's."""
 # What runs may differ in and still be the same experiment but for the selector.
 FREE = ("selector", "gate", "name", "out", "logger", "seed", "tags", "callbacks", "export", "ckpt_path")
-FREE_KEYS = ("scoring.period", "scoring.between", "data.draw_size")
-"""Of what is in front of the selector, which is half of a method."""
+FREE_KEYS = ("scoring.period", "scoring.between", "data.draw_size", "parallel.pool")
+"""Of what is in front of the selector, which is half of a method, and whether it compares all candidates."""
 GATES = {"NGrams": "ngrams", "Embeddings": "embedding", "Fields": "source"}
 FREE_TRAINER = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps")
 

@@ -36,9 +36,9 @@ from winnow.records.table import TABLES
 from winnow.run.group import Group
 from winnow.run.instantiate import BuildError, build, build_all, check_numbers, plain
 from winnow.run.language import language_of
-from winnow.run.processes import devices, unwritten
+from winnow.run.processes import devices, pooled, unwritten
 from winnow.run.rows import corpus_of, datamodule
-from winnow.run.stages import gate_of, intake_of, limits_of, schedule_of, scorer_options
+from winnow.run.stages import gate_of, intake_of, limits_of, schedule_of, scorer_options, shared
 from winnow.run.startup import check_callbacks, check_start
 from winnow.run.tracked import begin, choices_of_groups, logger_of
 from winnow.run.trainer_options import check_intervals
@@ -159,10 +159,8 @@ def assemble(
         model = model.to(built.strategy.root_device)
     module = SelectionModule(
         model,
-        selector=selector,
-        scorer=partial(
-            build(scorer_options(cfg, ranks)), **(scorer or {}), **({} if ranks is None else {"ranks": ranks})
-        ),
+        selector=pooled(cfg, selector, data.steps.pool_size, ranks),
+        scorer=partial(build(scorer_options(cfg, ranks)), **(scorer or {}), **shared(cfg, ranks)),
         optimizer=build(cfg.optimizer),
         seed=cfg.seed,
         **more,

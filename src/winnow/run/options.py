@@ -6,6 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from omegaconf import OmegaConf
+
+# Of a run's name (conf/train.yaml): where every process chooses from its own candidates, another method ran.
+OmegaConf.register_new_resolver("winnow.of_pool", lambda pool: "" if pool == "global" else f"-{pool}", replace=True)
+
 SEEDS = 2**32
 NAME = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f]+")
 

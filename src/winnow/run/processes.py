@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from winnow.parallel.ranks import check_wire
+from winnow.parallel import Ranks, Stratified
+from winnow.parallel.ranks import check_wire, rows_of
+from winnow.parallel.stratified import check_pool
+from winnow.selectors import Selector
+from winnow.selectors.abilities import Sized, Stateful
 from winnow.training.sharded import ShardedStrategy
 
 LONGEST = timedelta(days=7)
@@ -90,9 +94,16 @@ def check(cfg: DictConfig, count: int, sweeps: bool) -> None:
         sweeps: whether this is a job of a sweep.
 
     Raises:
-        ValueError: an option of ``parallel`` is out of range, or jobs of a sweep would each be several processes.
+        ValueError: an option of ``parallel`` is out of range or needs several processes where there is one, or jobs of
+            a sweep would each be several processes.
     """
     check_wire(cfg.parallel.wire)
+    check_pool(cfg.parallel.pool)
+    if cfg.parallel.pool == "per_rank" and count == 1 and place() is None:
+        raise ValueError(
+            "parallel.pool=per_rank has every process choose from its own candidates, and there is one process: leave "
+            "parallel.pool=global, or set trainer.devices=N"
+        )
     if cfg.parallel.base not in ("whole", "sharded"):
         raise ValueError(f"parallel.base must be whole or sharded, got {cfg.parallel.base!r}")
     if cfg.parallel.base == "sharded" and count == 1 and place() is None:
@@ -110,6 +121,45 @@ def check(cfg: DictConfig, count: int, sweeps: bool) -> None:
             "command for each job (for selector in a b; do python train.py trainer.devices=2 selector=$selector; "
             "done), or trainer.devices=1"
         )
+
+
+def pooled(cfg: DictConfig, selector: Selector, pool_size: int, ranks: Ranks | None) -> Selector:
+    """The selector as ``parallel.pool`` has it asked.
+
+    Args:
+        cfg: the composed configuration.
+        selector: as configured.
+        pool_size: candidates in a pool.
+        ranks: the processes; None for one.
+
+    Returns:
+        It, or what asks it for a part of every process's candidates.
+
+    Raises:
+        ValueError: with ``per_rank``, the selector cannot be asked for parts, or k is no multiple of the processes.
+    """
+    if ranks is None or cfg.parallel.pool == "global":
+        return selector
+    name, way_on = type(selector).__name__, "leave parallel.pool=global, or take another selector"
+    if not isinstance(selector, Sized):
+        raise ValueError(
+            f"parallel.pool=per_rank has every process keep its share of selector.filter_size, and {name} has none: "
+            f"{way_on}"
+        )
+    if isinstance(selector, Stateful):
+        raise ValueError(
+            f"parallel.pool=per_rank asks for each process's candidates by themselves, and {name} goes by earlier "
+            f"pools, too: {way_on}"
+        )
+    stratified = Stratified(selector, ranks.size)
+    last = rows_of(ranks.size - 1, ranks.size, pool_size)
+    if last.stop - last.start < selector.filter_size // ranks.size:
+        raise ValueError(
+            f"parallel.pool=per_rank: of data.pool_size={pool_size} candidates the last of {ranks.size} processes has "
+            f"{last.stop - last.start}, and keeps {selector.filter_size // ranks.size}: set a data.pool_size that is a "
+            f"multiple of {ranks.size}"
+        )
+    return stratified
 
 
 def devices(trainer: Mapping[str, Any], own: Place | None, base: str = "whole") -> dict[str, Any]:

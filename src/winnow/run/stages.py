@@ -56,6 +56,19 @@ def scorer_options(cfg: DictConfig, ranks: Ranks | None = None) -> DictConfig:
     return node
 
 
+def shared(cfg: DictConfig, ranks: Ranks | None) -> dict[str, Any]:
+    """What a scorer is told of several processes.
+
+    Args:
+        cfg: the composed configuration.
+        ranks: the processes that share every pool; None for one.
+
+    Returns:
+        Its further arguments.
+    """
+    return {} if ranks is None else {"ranks": ranks, "pool": str(cfg.parallel.pool)}
+
+
 def check_plain(cfg: DictConfig) -> None:
     """Refuse, where a stream is scored once before training, what is of training alone.
 
@@ -120,7 +133,7 @@ def _proxy(cfg: DictConfig, name: str, language: LanguageModel, ranks: Ranks | N
     """The scorer of ``scoring.proxy``, a model's folder or Hugging Face name."""
     other = load_second(name, language.model, "scoring.proxy")
     options = {key: value for key, value in plain(scorer_options(cfg)).items() if key in PROXIED}
-    return proxy_scorer(language.model, other, ranks, **options)
+    return proxy_scorer(language.model, other, **shared(cfg, ranks), **options)
 
 
 def raw_of(cfg: DictConfig, gate: Gate | None) -> Raw | None:

@@ -31,7 +31,8 @@ def logger_of(cfg: DictConfig) -> Logger | None:
         chosen = choices_of_groups()
         selector = chosen.get("selector", cfg.name)
         method = cfg.selector._target_ if selector == "custom" else selector
-        tags = [method, chosen.get("data", ""), chosen.get("model", ""), *cfg.tags]
+        pool = cfg.parallel.pool if cfg.parallel.pool != "global" else ""  # another method
+        tags = [method, pool, chosen.get("data", ""), chosen.get("model", ""), *cfg.tags]
         extra["tags"] = [tag for tag in dict.fromkeys(tags) if tag]
         same = _continued(cfg)
         extra |= {} if same is None else {"id": same.id}

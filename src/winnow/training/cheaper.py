@@ -122,13 +122,16 @@ class Cheaper:
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def proxy_scorer(model: nn.Module, proxy: nn.Module, ranks: Ranks | None = None, **options: object) -> Scorer:
+def proxy_scorer(
+    model: nn.Module, proxy: nn.Module, ranks: Ranks | None = None, pool: str = "global", **options: object
+) -> Scorer:
     """A scorer of a smaller model that is not trained, in plain gradients.
 
     Args:
         model: the model that is trained, for its vocabulary.
         proxy: the smaller one.
         ranks: the processes that share every pool; None for one.
+        pool: ``parallel.pool``.
         **options: of the scorer.
 
     Returns:
@@ -141,5 +144,5 @@ def proxy_scorer(model: nn.Module, proxy: nn.Module, ranks: Ranks | None = None,
     optimizer = torch.optim.SGD(proxy.parameters())
     options |= {"geometry": "identity"}
     if ranks is not None:
-        return ParallelScorer(proxy, optimizer, ranks=ranks, **options)
+        return ParallelScorer(proxy, optimizer, ranks=ranks, pool=pool, **options)
     return Scorer(proxy, optimizer, **options)  # type: ignore[arg-type]
