@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -67,8 +68,9 @@ class Passed:
     at_random: Bool[Tensor, " passed"]
 
     def __post_init__(self) -> None:
-        if self.index.shape != self.at_random.shape or bool((self.index.diff() <= 0).any()):
-            raise ValueError(f"positions must be strictly increasing, a flag each; got {self.index.tolist()}")
+        positions = self.index.tolist()
+        if self.index.shape != self.at_random.shape or any(one >= other for one, other in pairwise(positions)):
+            raise ValueError(f"positions must be strictly increasing, a flag each; got {positions}")
 
     def __len__(self) -> int:
         """How many are passed on."""

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -30,25 +31,25 @@ class Recent:
     """
 
     def __init__(self, window: int) -> None:
-        self.values: deque[Any] = deque(maxlen=window)
+        self.window = window
+        self.values: deque[Any] = deque()
         self.counts: Counter[Any] = Counter()
 
-    def add(self, *values: Any) -> None:
+    def add(self, values: Sequence[Any]) -> None:
         """Remember values, and forget the oldest where there are too many.
 
         Args:
-            *values: anything that can be counted, in order.
+            values: anything that can be counted, in order.
         """
-        held, counts, room = self.values, self.counts, self.values.maxlen
-        for value in values:
-            if len(held) == room:
-                oldest = held[0]
-                if counts[oldest] == 1:
-                    del counts[oldest]
-                else:
-                    counts[oldest] -= 1
-            held.append(value)
-            counts[value] += 1
+        held, counts = self.values, self.counts
+        held.extend(values)
+        counts.update(values)  # counted in C, as a draw's are at every step
+        gone = [held.popleft() for _ in range(len(held) - self.window)]
+        for value, count in Counter(gone).items() if gone else ():
+            if counts[value] == count:
+                del counts[value]
+            else:
+                counts[value] -= count
 
     def share(self, value: Any) -> float:
         """How much of the latest is this.
@@ -64,8 +65,9 @@ class Recent:
     @property
     def entropy(self) -> float:
         """Of the shares, in nats."""
-        shares = (count / len(self.values) for count in self.counts.values())
-        return 0.0 - sum(share * math.log(share) for share in shares)
+        shares = [count / len(self.values) for count in self.counts.values()]
+        # Rounded once, so that the order in which values were first met, which a resumed run does not know, is nothing.
+        return 0.0 - math.fsum(share * math.log(share) for share in shares)
 
     def load(self, values: Iterable[Any]) -> None:
         """Remember these and nothing else.
@@ -75,7 +77,7 @@ class Recent:
         """
         self.values.clear()
         self.counts.clear()
-        self.add(*values)
+        self.add(list(values))
 
 
 class Coverage:
@@ -98,13 +100,13 @@ class Coverage:
         if not 0 < most <= 1:
             raise ValueError(f"gate.most_of_a_source must be in (0, 1], got {most}")
         self.most = most
-        self._planes = torch.randn(dim, PLANES, generator=torch.Generator().manual_seed(seed))
+        self._planes = torch.randn(dim, PLANES, generator=torch.Generator().manual_seed(seed)).numpy()
         self._planes[0] = 0  # the constant of every vector says nothing about where it lies
         self.offered = {"source": Recent(window), "cluster": Recent(window)}
         self.passed = {name: Recent(window) for name in ("source", "cluster", "text", "repeated")}
         self._warned: set[str] = set()
 
-    def last(self, sources: Sequence[str], texts: Sequence[tuple[str, str]]) -> Bool[Tensor, " draw"]:
+    def last(self, sources: Sequence[str], texts: Sequence[tuple[str, str]]) -> Bool[np.ndarray, " draw"]:
         """What is to be passed on only where nothing else is left.
 
         Args:
@@ -114,14 +116,12 @@ class Coverage:
         Returns:
             Exact copies of an earlier candidate of the draw, and candidates of a source over its bound.
         """
-        seen: set[tuple[str, str]] = set()
+        first = dict(zip(reversed(texts), range(len(texts) - 1, -1, -1), strict=True))
+        found = np.fromiter(map(first.__getitem__, texts), np.int64, len(texts)) != np.arange(len(texts))
         held = self.passed["source"]
-        bounded = self.most < 1 and len(held.values) >= LEAST
-        found = []
-        for source, text in zip(sources, texts, strict=True):
-            found.append(text in seen or (bounded and held.share(source) > self.most))
-            seen.add(text)
-        return torch.tensor(found)
+        if self.most < 1 and len(held.values) >= LEAST:
+            found |= [held.share(source) > self.most for source in sources]
+        return found
 
     def add(
         self,
@@ -138,15 +138,19 @@ class Coverage:
             texts: prompt and response of each candidate.
             index: positions of those passed on.
         """
-        sides = (vectors @ self._planes > 0).long()
-        clusters = (sides * 2 ** torch.arange(PLANES)).sum(1).tolist()
-        self.offered["source"].add(*sources)
-        self.offered["cluster"].add(*clusters)
+        sides = vectors.numpy() @ self._planes > 0
+        clusters = np.packbits(sides, axis=1, bitorder="little")[:, 0].tolist()
+        self.offered["source"].add(sources)
+        self.offered["cluster"].add(clusters)
+        index = list(index)
+        self.passed["source"].add([sources[at] for at in index])
+        self.passed["cluster"].add([clusters[at] for at in index])
+        repeated = []
         for at in index:
             text = zlib.crc32("\0".join(texts[at]).encode("utf-8", "surrogatepass"))
-            self.passed["repeated"].add(self.passed["text"].counts[text] > 0)
-            for name, value in (("source", sources[at]), ("cluster", clusters[at]), ("text", text)):
-                self.passed[name].add(value)
+            repeated.append(self.passed["text"].counts[text] > 0)
+            self.passed["text"].add((text,))
+        self.passed["repeated"].add(repeated)
         self._warn()
 
     def metrics(self) -> dict[str, float]:

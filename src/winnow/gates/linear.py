@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -100,7 +101,7 @@ class LinearGate:
         """
         last = self.coverage.last(draw.sources, draw.texts)
         order = _shuffled(last, generator)
-        at_random = torch.zeros(len(draw), dtype=torch.bool)
+        at_random = np.zeros(len(draw), dtype=bool)
         at_random[order[: round(self.random_share * count)]] = True
         predicted = self.model.predict(draw.vectors)
         hopes = predicted
@@ -108,7 +109,7 @@ class LinearGate:
             hopes = draw.vectors.double() @ self.model.draw(generator)
         elif self.explore == "ucb":
             hopes = predicted + self.width * self.model.deviation(draw.vectors)
-        return self._passed(draw, torch.where(at_random, torch.inf, hopes), predicted, at_random, last, order, count)
+        return self._passed(draw, np.where(at_random, np.inf, hopes.numpy()), predicted, at_random, last, order, count)
 
     def best(self, draw: Draw, count: int, generator: torch.Generator) -> Passed:
         """Choose what is trained on as it is.
@@ -123,7 +124,7 @@ class LinearGate:
         """
         last = self.coverage.last(draw.sources, draw.texts)
         predicted, order = self.model.predict(draw.vectors), _shuffled(last, generator)
-        return self._passed(draw, predicted, predicted, torch.zeros_like(last), last, order, count)
+        return self._passed(draw, predicted.numpy(), predicted, np.zeros_like(last), last, order, count)
 
     def learn(self, draw: Draw, passed: Passed, signals: Signals, selection: Selection) -> Float[Tensor, " passed"]:
         """Take in the scores of what was passed on.
@@ -191,20 +192,24 @@ class LinearGate:
     def _passed(
         self,
         draw: Draw,
-        hopes: Float[Tensor, " draw"],
+        hopes: Float[np.ndarray, " draw"],
         predicted: Float[Tensor, " draw"],
-        at_random: Bool[Tensor, " draw"],
-        last: Bool[Tensor, " draw"],
-        order: Int[Tensor, " draw"],
+        at_random: Bool[np.ndarray, " draw"],
+        last: Bool[np.ndarray, " draw"],
+        order: Int[np.ndarray, " draw"],
         count: int,
     ) -> Passed:
-        """The highest hopes, in the order given where they are equal."""
-        hopes = torch.where(last & ~at_random, -torch.inf, hopes)
-        index = order[hopes[order].sort(descending=True, stable=True).indices][:count].sort().values
+        """The highest hopes, in the order given where they are equal.
+
+        In NumPy, whose calls take a third of the time of torch's at so few numbers.
+        """
+        hopes = np.where(last & ~at_random, -np.inf, hopes)
+        index = np.sort(order[np.argsort(-hopes[order], kind="stable")[:count]])
         self.coverage.add(draw.vectors, draw.sources, draw.texts, index.tolist())
-        return Passed(index, predicted, at_random[index])
+        return Passed(torch.from_numpy(index), predicted, torch.from_numpy(at_random[index]))
 
 
-def _shuffled(last: Bool[Tensor, " draw"], generator: torch.Generator) -> Int[Tensor, " draw"]:
-    order = torch.randperm(len(last), generator=generator)
-    return order[last[order].int().sort(stable=True).indices]
+def _shuffled(last: Bool[np.ndarray, " draw"], generator: torch.Generator) -> Int[np.ndarray, " draw"]:
+    order = torch.randperm(len(last), generator=generator).numpy()
+    behind = last[order]
+    return np.concatenate([order[~behind], order[behind]])
