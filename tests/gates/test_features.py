@@ -7,12 +7,14 @@ import random
 import time
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from winnow.gates import Candidate, Embedded, Embeddings, Features, Fields, NGrams
-from winnow.gates.words import HASHES, PLAIN, WORDS
+from winnow.gates.words import HASHES, LONGEST, PIECES, PLAIN, WORDS
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def test_words_are_hashed_by_what_they_are_and_not_by_the_run() -> None:
 
 
 def test_ascii_has_the_words_of_any_other_text() -> None:
-    """Its pattern is another, and a draw's texts are searched as one; the vectors are those of texts by themselves."""
+    """Its pattern is another, and a draw's texts are hashed as one; the vectors are those of texts by themselves."""
     drawn = random.Random(0)
     letters = "abz AZ_01.,;\n\x1c'"
     texts = ["".join(drawn.choices(letters, k=drawn.randrange(30))) for _ in range(200)]
@@ -137,11 +139,45 @@ def test_ascii_has_the_words_of_any_other_text() -> None:
         assert torch.equal(together, torch.stack(apart))
 
 
+def by_definition(text: Text, dim: int) -> np.ndarray:
+    """A vector by one search through the whole text and a loop over its words and pairs, in unbounded integers."""
+    total = np.zeros(dim, dtype=np.float32)
+    for name in ("prompt", "response"):
+        found = WORDS.findall(getattr(text, name)[:4096].lower())
+        words = [zlib.crc32(b"0" if one[0].isdigit() else one.encode("utf-8", "surrogatepass")) for one in found]
+        pairs = [(one * 0x9E3779B1 + other * 3) % 2**32 for one, other in pairwise(words)]
+        counts = np.zeros(dim)
+        for number in words + pairs:
+            mixed = number ^ zlib.crc32(name.encode())
+            for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+                mixed = ((mixed ^ (mixed >> shift)) * factor) % 2**32
+            mixed ^= mixed >> 16
+            counts[mixed % (dim - 1) + 1] += -1 if mixed >> 31 else 1
+        damped = np.sign(counts) * np.abs(counts) ** 0.5
+        total += (damped / (max(np.square(damped).sum() ** 0.5, 1e-12) * 2**0.5)).astype(np.float32)
+    total[0] = 1
+    return total
+
+
+def test_vectors_are_what_a_loop_over_words_finds() -> None:
+    """Pieces between spaces are looked up, a draw at a time: the words are those of the text as it stands."""
+    drawn = random.Random(1)
+    kinds = ["ab zy", "AZ .,;!", "01.,9 ", " \t\n\x1c\x85\u00a0\u2028\0", "éßİΣς ", "数を七 ", "ไทย ", "\ud800_'🙂"]
+    made = ["".join(drawn.choices("".join(drawn.sample(kinds, 3)), k=drawn.randrange(60))) for _ in range(300)]
+    long = ["x" * (LONGEST + 1) + " 3", "数" * (LONGEST + 5), "1,000.5 and 2" * 400]
+    candidates = [*TEXTS, *(Text(one, other) for one, other in zip(made, made[::-1], strict=True)), *map(Text, long)]
+    for _ in range(2):  # not known, then known
+        for vector, text in zip(NGrams(97)(candidates), candidates, strict=True):
+            np.testing.assert_allclose(vector.numpy(), by_definition(text, 97), rtol=1e-6, atol=1e-7)
+
+
 def test_hashes_begin_anew_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     before = NGrams(64)(TEXTS)
     monkeypatch.setattr("winnow.gates.words.KNOWN", 3)
     HASHES.clear()
-    assert torch.equal(NGrams(64)(TEXTS), before) and len(HASHES) <= 3
+    PIECES.clear()
+    assert torch.equal(NGrams(64)(TEXTS), before) and len(HASHES) <= 3 and len(PIECES) <= 3
+    assert all(len(piece) <= LONGEST for piece in PIECES), "a text without spaces is one piece, of any length"
 
 
 def test_a_megabyte_and_broken_characters_are_read_in_no_time() -> None:

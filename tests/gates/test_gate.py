@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from tests.cases import Pool
 from tests.gates.test_features import Text
 from winnow.gates import Cadence, Calibration, Coverage, Draw, Gate, LinearGate, NGrams
+from winnow.gates.coverage import Recent
 from winnow.gates.labels import LABELS, labels_of
 from winnow.selection import Selection
 from winnow.signals import Needs, Signals
@@ -254,6 +255,34 @@ def test_entropies_are_of_what_was_offered_and_of_what_was_passed_on() -> None:
     total = counts.total()
     entropy = -sum(count / total * math.log(count / total) for count in counts.values())
     assert found["gate/cluster_entropy"] == pytest.approx(entropy)
+
+
+def test_the_latest_are_counted_as_one_by_one_would() -> None:
+    """A draw is taken in at once; entropies do not go by the order values were first met in, which no state keeps."""
+    recent, kept, numbers = Recent(50), [], chance()
+    for _ in range(100):
+        values = torch.randint(9, (int(torch.randint(70, (), generator=numbers)),), generator=numbers).tolist()
+        recent.add(values)
+        kept = (kept + values)[-50:]
+        assert list(recent.values) == kept and dict(recent.counts) == Counter(kept)
+        again = Recent(50)
+        again.load(recent.values)
+        assert again.entropy == recent.entropy
+
+
+def test_what_is_passed_on_is_what_a_loop_would_choose() -> None:
+    """The highest prediction first, copies last, and of equals the first of the order that was drawn."""
+    made = taught(explore="none", random_share=0.25)
+    for seed in range(20):
+        seen = Draw.of([*texts(seed, 20), *texts(seed + 1, 8), *texts(seed, 12)], made.features)
+        passed, order = made.admit(seen, 12, chance(seed)), torch.randperm(40, generator=chance(seed)).tolist()
+        predicted = passed.predicted.tolist()
+        copies = [at for at in range(40) if seen.texts[at] in seen.texts[:at]]
+        order = [at for at in order if at not in copies] + [at for at in order if at in copies]
+        free, rest = order[:3], order[3:]
+        rest.sort(key=lambda at: (at in copies, -predicted[at] if at not in copies else 0))  # stable
+        assert passed.index.tolist() == sorted(free + rest[:9])
+        assert passed.index[passed.at_random].tolist() == sorted(free)
 
 
 @EXPLORE

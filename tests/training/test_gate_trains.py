@@ -330,6 +330,14 @@ def test_the_nearest_bound_counts() -> None:
     assert not Limits(updates=3).any and Limits(minutes=1.0).any
 
 
+def test_what_is_checked_behind_a_gate_is_not_the_gate_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("winnow.training.budget.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("winnow.training.module.check_losses", lambda *_: clock.append(clock.pop() + 1.0))
+    module, _ = train(FilterWeight(filter_size=3), gate(), steps=4)
+    assert module.budget.seconds_gate == 0 and module.budget.seconds_updating == module.budget.seconds == 4
+
+
 def test_what_was_spent_is_counted_for_every_phase() -> None:
     made = gate()
     module, steps = train(FilterWeight(filter_size=3), made, steps=8)

@@ -85,7 +85,7 @@ class NGrams:
             Constant, then hashed counts; a candidate without any text has the constant alone.
         """
         names = ("prompt", "response") if self.parts == "both" else (self.parts,)
-        # Both parts at once: at a draw of short texts most of the time is that of the calls.
+        # Both parts at once: at a draw of short texts much of the time is that of the calls.
         texts = [getattr(one, name)[: self.chars] for name in names for one in candidates]
         rows, mixed = hashed(texts, [zlib.crc32(name.encode()) for name in names for _ in candidates])
         place = rows * self.dim + mixed % np.uint32(self.dim - 1) + 1

@@ -40,7 +40,7 @@ class Budget:
         seconds: spent in steps: in the gate, scoring and selecting, and updating.
         seconds_selecting: of these, spent scoring and selecting.
         seconds_scoring: of these, scoring alone.
-        seconds_gate: spent in the gate.
+        seconds_gate: spent in the gate, choosing and learning.
         seconds_updating: spent updating.
         seconds_features: spent computing what the gate sees, where data is loaded, ahead if there are workers.
         seconds_loading: spent loading a step's data, or waiting for it, beside ``seconds``.

@@ -162,13 +162,13 @@ class SelectionModule(lightning.LightningModule):
         assert self._scored is not None
         self.stage = "updating"
         (taken, signals, selection), self._scored = self._scored, None
-        pool, step = taken.pool, self.budget.steps
+        pool, step, rate = taken.pool, self.budget.steps, self._rate
         losses = torch.full((len(signals),), torch.nan, dtype=torch.float32)
         if signals.losses is not None:
             losses = signals.losses.detach().float().cpu()
-        rate = self._rate
         check_rates(self._optimizer.param_groups, step)
         check_losses(self.model, signals, step, rate)
+        self.budget.lap("updating")  # what Lightning and the checks took is no gate's
         gate = self.intake.learn(taken, signals, selection)
         self.budget.lap("updating" if self.intake.plain else "gate")
         chosen = len(selection)
