@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from transformers import AutoTokenizer
 
 from winnow.data.encoding import TRUNCATE, Encoding
 from winnow.data.fields import Fields
@@ -21,9 +20,9 @@ from winnow.data.rejects import Rejects
 from winnow.data.render import LOSS_ON
 from winnow.data.rows import Reader, options
 from winnow.data.unread import say_unread
-from winnow.models.loading import TINY, tiny_path
+from winnow.models.loading import TINY, load_tokenizer, tiny_path
 from winnow.models.templates import template_of
-from winnow.records.shown import shown
+from winnow.records.shown import PlainFormatter, shown
 from winnow.report.rows import print_rows
 
 KEY = "data.corpus.stream"
@@ -52,12 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--field", action="append", default=[], metavar="NAME=FIELD", help="as data.corpus.fields.NAME")
     parser.add_argument("--rejects", type=Path, metavar="FILE", help="write rows that cannot be used to this file")
     args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PlainFormatter("%(message)s"))
     for noisy in ("httpx", "transformers", "datasets"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     rejects = Rejects("drop")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(tiny_path()) if args.model == TINY else args.model)
+        tokenizer = load_tokenizer(str(tiny_path()) if args.model == TINY else args.model)
         if args.chat_template is not None:
             tokenizer.chat_template = template_of(args.chat_template)
         named = dict(one.split("=", 1) for one in args.field)

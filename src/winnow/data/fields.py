@@ -16,6 +16,13 @@ from winnow.data.shapes import COMMON, Shaped, recognised
 from winnow.data.weight import row_weight
 
 LABELS = ("group", "noise")
+RESERVED = frozenset({
+    "self", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
+    "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+    "tokenizer_kwargs", "sanitize_control_tokens",
+})  # fmt: skip
+"""Arguments of ``apply_chat_template``: a row may give its template variables, and neither bring a template nor say how
+it is written."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,8 @@ def _example(shaped: Shaped, record: Mapping[str, Any], named: Fields, shared: d
     variables = record.get("chat_template_kwargs") or {}
     if not isinstance(variables, Mapping):
         raise BadRow("field `chat_template_kwargs` must be an object", f"got {variables!r:.60}")
+    if taken := sorted(RESERVED & variables.keys()):
+        raise BadRow("field `chat_template_kwargs` sets more than variables of the template", ", ".join(taken))
     turns = turns_of(shaped.chat, shaped.field, system)
     tools = tools_of(find(record, named.tools or "tools"), named.tools or "tools")
     prompt = "\n".join(text for text in (spoken(turn) for turn in turns[:-1]) if text)

@@ -11,6 +11,7 @@ import datasets
 
 from winnow.data.example import Corpus, Score
 from winnow.data.fields import Row
+from winnow.data.inside import check_inside, check_saved, without_opening
 from winnow.data.rows import Source, TargetRows, build_corpus, options
 
 SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
@@ -37,7 +38,7 @@ class HubSplit:
     cache_dir: str | None = None
 
     def load(self, key: str) -> datasets.Dataset:
-        """Load the split; a data set's own code is never run.
+        """Load the split; a data set's own code is never run, and no file outside of it is read.
 
         Args:
             key: the config key of this split, for messages.
@@ -46,20 +47,14 @@ class HubSplit:
             The data set.
 
         Raises:
-            ValueError: it does not exist, cannot be reached, or has no such split or configuration.
+            ValueError: it does not exist, cannot be reached, has no such split or configuration, or names files
+                outside of itself.
         """
         folder = Path(self.path).expanduser().absolute()
         try:
             if any((folder / name).is_file() for name in SAVED):
-                return self._saved(folder)
-            loaded = datasets.load_dataset(
-                str(folder) if folder.is_dir() else self.path,
-                None if folder.is_dir() else self.name,
-                split=self.split,
-                revision=None if folder.is_dir() else self.revision,
-                data_dir=self.data_dir,
-                cache_dir=self.cache_dir,
-            )
+                return self._saved(folder, key)
+            loaded = self._built(folder, key)
         except (ConnectionError, OSError) as error:
             # The library's errors for a missing set, a gated one, and the lack of a network are all of these kinds.
             raise ValueError(
@@ -75,7 +70,26 @@ class HubSplit:
             raise ValueError(f"{key}.split must name one split, got {self.split!r}")
         return loaded
 
-    def _saved(self, folder: Path) -> datasets.Dataset:
+    def _built(self, folder: Path, key: str) -> Any:
+        """What ``load_dataset`` gives, with a look at the files in between."""
+        here = folder.is_dir()
+        if self.path == "pandas" and not here:  # the library's name for a reader of pickles, which some versions have
+            raise ValueError("pickles are not read: save the frames as Parquet (DataFrame.to_parquet)")
+        builder = datasets.load_dataset_builder(
+            str(folder) if here else self.path,
+            None if here else self.name,
+            revision=None if here else self.revision,
+            data_dir=self.data_dir,
+            cache_dir=self.cache_dir,
+        )
+        files = [str(file) for listed in (builder.config.data_files or {}).values() for file in listed]
+        hub = [f"hf://datasets/{self.path}@", f"{datasets.config.HF_ENDPOINT}/datasets/{self.path}/"]
+        check_inside(files, [str(folder)] if here else hub, key)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=self.split)
+
+    def _saved(self, folder: Path, key: str) -> datasets.Dataset:
+        check_saved(folder, key)
         saved = datasets.load_from_disk(str(folder))
         splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
         lengths = {name: len(split) for name, split in splits.items()}
@@ -158,10 +172,11 @@ def _source(given: HubSplit | Mapping[str, Any], key: str) -> Source:
 
 
 def _rows(split: HubSplit, loaded: datasets.Dataset) -> Iterator[Row]:
+    without_opening(loaded.info.features)  # `loaded.features` is a copy
     source = Path(split.path).name
     for number, fields in enumerate(loaded):
         yield Row(fields, f"{split.path}, {split.split}, row {number}", f"{source}:{number}", source)
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "no message")
+    return next(iter(str(error).strip().splitlines()), "no message")[:300]  # some list every ending they know

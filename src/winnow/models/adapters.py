@@ -29,6 +29,7 @@ def adapter_base(path: str, where: str, tiny: str) -> str | None:
 
     Raises:
         FileNotFoundError: the folder holds neither model nor adapter, or the adapter's weights or base are not there.
+        ValueError: the adapter's configuration names a module to import.
     """
     folder = Path(where)
     if not folder.is_dir():
@@ -42,7 +43,13 @@ def adapter_base(path: str, where: str, tiny: str) -> str | None:
         return None
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"model.path={path}: the adapter has no weights ({WEIGHTS})")
-    base = str(PeftConfig.from_pretrained(where).base_model_name_or_path)
+    config = PeftConfig.from_pretrained(where)
+    if getattr(config, "megatron_config", None):  # peft would import whatever module megatron_core names
+        raise ValueError(
+            f"model.path={path}: adapter_config.json has a module imported (megatron_core={config.megatron_core!r}): "
+            "take megatron_config and megatron_core out of it; Megatron's layers are not for here"
+        )
+    base = str(config.base_model_name_or_path)
     if base.endswith("winnow/models/tiny"):  # the embedded one, wherever it was installed then
         return tiny
     if (base.startswith((".", "/", "~")) or base.count("/") > 1) and not Path(base).is_dir():

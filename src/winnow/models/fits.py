@@ -12,6 +12,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from winnow.records.shown import shown
+
 log = logging.getLogger(__name__)
 
 OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration|ImageTextToText)[A-Z]\w*$|(?:Reward|DoubleHeads)Model$")
@@ -53,6 +55,26 @@ def check_kind(path: str, config: PretrainedConfig) -> None:
             f"model.path={path} is of type {kind!r}, which has no causal language model in transformers: give a "
             "decoder-only model"
         )
+
+
+def check_kernels(path: str, config: PretrainedConfig) -> None:
+    """Refuse a config.json that has a kernel of the hub run in place of the architecture's own code.
+
+    Args:
+        path: ``model.path``, for messages.
+        config: the model's; configurations within it are looked at, too.
+
+    Raises:
+        ValueError: it names one.
+    """
+    for one in (config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))):
+        for key in ("_attn_implementation", "_experts_implementation"):
+            named = getattr(one, key, None)
+            if isinstance(named, str) and "/" in named:
+                raise ValueError(
+                    f"model.path={path}: its config.json has code of the hub run ({key}={shown(named)!r}): take that "
+                    "out of config.json; if you have read it, name it in model.attn_implementation"
+                )
 
 
 def check_weights(path: str, model: nn.Module, info: Mapping[str, Collection[Any]]) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from winnow.lm.finite import HALF
 from winnow.models.adapters import adapter_base, check_single, continued, first_line
-from winnow.models.fits import check_causal, check_kind, check_vocabulary, check_weights
+from winnow.models.fits import check_causal, check_kernels, check_kind, check_vocabulary, check_weights
 from winnow.models.quantized import check_adapter, check_quantized, quantization_config
 from winnow.models.templates import template_of
 
@@ -86,8 +86,7 @@ def load(
     check_single(lora, base, path)
     adapted = base is not None or lora is not None
     quantized = quantization_config(quantization, precision, adapted)
-    with explained(path, tokenizer):
-        words = AutoTokenizer.from_pretrained(tokenizer or where, **options)
+    words = load_tokenizer(tokenizer or where, (path, tokenizer), **options)
     if chat_template is not None:
         words.chat_template = template_of(chat_template)
     if base is not None:
@@ -103,6 +102,31 @@ def load(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     log.info("model.path=%s is an adapter on %s, and goes on training", path, base)
     return _checked(path, continued(path, where, model), words)
+
+
+def load_tokenizer(
+    where: str, named: tuple[str, str | None] | None = None, trust_remote_code: bool = False, **options: Any
+) -> PreTrainedTokenizerBase:
+    """A tokenizer, without code of its own unless that is trusted; nobody is asked at the terminal.
+
+    Args:
+        where: folder or Hugging Face name.
+        named: ``model.path`` and ``model.tokenizer``, for messages; ``where`` is the tokenizer's if omitted.
+        trust_remote_code: as in :func:`load`.
+        options: of ``from_pretrained``.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be loaded, or brings code.
+    """
+    with explained(*(named or (where, where)), trusts=named is not None):
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            where, trust_remote_code=trust_remote_code, **options
+        )
+    return found
 
 
 def from_config(
@@ -133,7 +157,7 @@ def from_config(
     Raises:
         ValueError: unknown dtype, a vocabulary smaller than the tokenizer's, or a model that is not causal.
     """
-    words = AutoTokenizer.from_pretrained(tokenizer)
+    words = load_tokenizer(tokenizer)
     special = {
         "vocab_size": len(words),
         "bos_token_id": words.bos_token_id,
@@ -149,13 +173,14 @@ def from_config(
 
 
 @contextmanager
-def explained(path: str, tokenizer: str | None = None, attn: str | None = None) -> Iterator[None]:
+def explained(path: str, tokenizer: str | None = None, attn: str | None = None, trusts: bool = True) -> Iterator[None]:
     """Say what a library refuses in one line, after the key that helps.
 
     Args:
         path: ``model.path``.
         tokenizer: ``model.tokenizer``.
         attn: ``model.attn_implementation``.
+        trusts: whether ``model.trust_remote_code`` is heeded there.
 
     Yields:
         Nothing.
@@ -174,7 +199,9 @@ def explained(path: str, tokenizer: str | None = None, attn: str | None = None) 
         ) from error
     except (ValueError, ImportError, KeyError, RuntimeError) as error:
         said, way_on = str(error), ""
-        if "trust_remote_code" in said:
+        if "trust_remote_code" in said and not trusts:
+            way_on = "it comes with code of its own, which is not run here; give another one: "
+        elif "trust_remote_code" in said:
             way_on = "set model.trust_remote_code=true, if you have read the code that comes with it: "
         elif attn is not None and re.search(r"attention|attn|flash|kernel", said, re.IGNORECASE):
             way_on = f"set model.attn_implementation=null (it is {attn}), for what the architecture has: "
@@ -189,6 +216,7 @@ def _weights(path: str, where: str, attn: str | None, **options: Any) -> PreTrai
     with explained(path):
         config = AutoConfig.from_pretrained(where, **known)
     check_kind(path, config)
+    check_kernels(path, config)
     with explained(path, attn=attn):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,

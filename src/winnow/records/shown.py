@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from typing import Any
 
@@ -10,6 +11,8 @@ from rich.text import Text
 
 INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's control and format characters, surrogates, and separators of lines."""
+LONGEST_LABEL = 120
+"""Characters of a label in a picture, which would else be pushed out of it by its own legend."""
 
 
 def shown(text: object, keep: str = "", pictures: bool = True) -> str:
@@ -26,6 +29,21 @@ def shown(text: object, keep: str = "", pictures: bool = True) -> str:
     return "".join(char if char in keep else _symbol(char, pictures) for char in str(text))
 
 
+class PlainFormatter(logging.Formatter):
+    """Writes a line of a log, and the traceback behind it, as they stand: whatever data or file names they quote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line.
+
+        Args:
+            record: what was logged.
+
+        Returns:
+            Its text, line breaks and tabs as they are.
+        """
+        return shown(super().format(record), keep="\n\t")
+
+
 def plotted(text: object) -> str:
     """Text as a label for matplotlib, which reads dollars as mathematics and hides what begins with an underscore.
 
@@ -33,9 +51,11 @@ def plotted(text: object) -> str:
         text: anything.
 
     Returns:
-        The label.
+        The label; of very long text the beginning.
     """
-    label = shown(text, "\n", pictures=False).replace("$", r"\$")
+    label = shown(text, "\n", pictures=False)
+    label = label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
+    label = label.replace("$", r"\$")
     return f" {label}" if label.startswith("_") else label
 
 
