@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import wraps
@@ -12,6 +13,7 @@ from typing import Any
 from winnow.records.strict_json import write_json
 
 FILE = "tracking.json"
+ID = r"[^/\\#?%:${}\x00-\x1f\x7f]{1,128}"
 AHEAD = 10
 """Steps that are marked as used at a time, so that the file is seldom written; a run that was killed leaves a gap."""
 
@@ -48,7 +50,8 @@ def tracked(folder: Path) -> Tracked | None:
     """
     try:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return Tracked(str(found["id"]), int(found["step"]))
+        # Of somebody else's folder it could be a path, or an interpolation that Hydra would fill in.
+        return Tracked(str(found["id"]), int(found["step"])) if re.fullmatch(ID, str(found["id"])) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -18,6 +18,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
+from winnow.records.shown import shown
 from winnow.run.again import going_on, sweep_name
 from winnow.run.leaving import ended_by_schedulers
 from winnow.run.options import check_name
@@ -26,6 +27,10 @@ from winnow.run.place import unwritable
 BAD_USAGE = 2
 INTERRUPTED = 130  # what shells use for it
 CLASS = "selector._target_"
+PICKLED = (
+    "--experimental-rerun is refused: Hydra reads the configuration from a pickle, which runs whatever is in it. Give "
+    "the command again: it is in provenance.json of the run's folder, and resume=auto goes on there."
+)
 
 
 def main(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) -> None:
@@ -50,10 +55,12 @@ def main(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
     sys.argv[1:] = implied(sys.argv[1:])
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a selector of the user's own is looked for where they are
-    if os.environ.get("HYDRA_FULL_ERROR") != "1":
-        problems = check(sys.argv[1:], config_dir, config_name) or list(filter(None, [unwritable(sys.argv[1:])]))
+    problems = [PICKLED] if get_args_parser().parse_known_args(sys.argv[1:])[0].experimental_rerun else []
+    if problems or os.environ.get("HYDRA_FULL_ERROR") != "1":
+        problems = problems or check(sys.argv[1:], config_dir, config_name)
+        problems = problems or list(filter(None, [unwritable(sys.argv[1:])]))
         if problems:
-            sys.stderr.write("\n\n".join(problems) + "\n")
+            sys.stderr.write(shown("\n\n".join(problems), keep="\n") + "\n")
             raise SystemExit(BAD_USAGE)
     _name_root(config_dir)
     os.environ["WINNOW_SWEEP"] = sweep_name(sys.argv[1:])
@@ -106,7 +113,7 @@ def check(arguments: Sequence[str], config_dir: Path, config_name: str) -> list[
         return [
             f"{' and '.join(both)} ask for different things: give one of them ({both[-1]} alone, without {both[0]})."
         ]
-    if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.experimental_rerun:
+    if flags.help or flags.hydra_help or flags.info or flags.shell_completion:
         return []
     if flags.config_name or flags.config_path or flags.config_dir:
         return []

@@ -86,7 +86,8 @@ def _in_folder(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     clear_unfinished(folder, folder / "checkpoints", folder / "ledger")
     goes_on = in_sweep() or cfg.get("resume") == "auto"
     began = [Path(cfg.ckpt_path).resolve().parent.parent] if cfg.ckpt_path else []
-    settle_date(cfg, *([folder] if goes_on else []), *began)
+    with blaming(""):
+        settle_date(cfg, *([folder] if goes_on else []), *began)
     config = anonymous(plain(cfg))
     if not goes_on:
         claim(folder, cfg.ckpt_path)

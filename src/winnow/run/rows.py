@@ -103,6 +103,9 @@ def settle_date(cfg: DictConfig, *folders: Path) -> None:
     Args:
         cfg: the composed configuration; ``data.date`` is set where it is null.
         *folders: of runs that go on: the first that has records gives the date.
+
+    Raises:
+        ValueError: what is recorded there is no day.
     """
     if cfg.data.get("date", ...) is not None:  # a data configuration of the user's own may have no such key
         if not isinstance(cfg.data.get("date", ""), str):
@@ -114,9 +117,21 @@ def settle_date(cfg: DictConfig, *folders: Path) -> None:
                 recorded = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             except ValueError:
                 continue
-            cfg.data.date = (recorded.get("data") or {}).get("date")
+            cfg.data.date = _day((recorded.get("data") or {}).get("date"), folder)
             return
     cfg.data.date = datetime.now(UTC).astimezone().date().isoformat()
+
+
+def _day(recorded: Any, folder: Path) -> str | None:
+    """A date of a run's records, which may be somebody else's: text would be read as Hydra's interpolation."""
+    try:
+        if recorded is not None:
+            datetime.fromisoformat(recorded)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{folder / 'config.json'}: data.date is {recorded!r:.60}, no day such as 2026-11-26: set data.date"
+        ) from None
+    return None if recorded is None else str(recorded)
 
 
 @contextmanager
