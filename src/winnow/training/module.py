@@ -193,7 +193,7 @@ class SelectionModule(lightning.LightningModule):
             self.trainer.should_stop = True
             if self.accumulated.seen:  # pools that are left over make a smaller update, as at the end of an epoch
                 self.budget.updates += self._take()
-        self.idle.check()
+        self.idle.check(self.budget.updates, self._rate)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The pool is done with: what is saved from here on is whole."""
