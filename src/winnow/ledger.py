@@ -10,9 +10,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
 from rich.console import Console
 
+from winnow.records.shown import shown
 from winnow.records.strict_json import to_json
 from winnow.report.ledger import print_ledger, summarise
 
@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         figures = summarise(options.path, options.top)
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
-        text = f"{options.path}: {error}"
+    except (FileNotFoundError, ValueError) as error:
+        text = shown(f"{options.path}: {error}", keep="\n")
         Console(stderr=True).print(text, style="red", highlight=False, markup=False, soft_wrap=True)
         return 2
     if options.json:

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
+from winnow.records.shown import shown
 from winnow.tracking import forgiving, is_lost
 
 COLUMNS = ("step", "id", "source", "weight", "alignment", "loss", "prompt", "response")
@@ -120,7 +121,7 @@ class WandbTables(Callback):
         alignment = None if signals.alignment is None else signals.alignment.detach().float().cpu().tolist()
         usable = signals.valid.tolist()
         for kind in KINDS:
-            names = [value or "-" for value in meta[kind]]
+            names = [shown(value) or "-" for value in meta[kind]]
             self.pool.update(f"{kind}/{name}" for name, valid in zip(names, usable, strict=True) if valid)
             self.kept.update(f"{kind}/{names[at]}" for at in index)
         self._collect("kept/weight", weight)
@@ -131,8 +132,8 @@ class WandbTables(Callback):
             # A table's column of numbers has to stay one: what was not computed is None, not NaN.
             self._examples.append([
                 record.step,
-                meta["id"][at],
-                meta["source"][at],
+                shown(meta["id"][at]),
+                shown(meta["source"][at]),
                 value,
                 None if alignment is None else alignment[at],
                 _number(record.losses[at]),
@@ -176,6 +177,7 @@ def _number(value: torch.Tensor) -> float | None:
 
 
 def _clipped(text: str, length: int) -> str:
+    text = shown(text, keep="\n\t")  # `wandb leet` shows tables in a terminal
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

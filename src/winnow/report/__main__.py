@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from winnow.records.shown import shown
 from winnow.records.strict_json import to_json
 from winnow.report.compare import Comparison, compare
 from winnow.report.gate import gate_figures
@@ -53,12 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         if options.gate_out:
             console.print(
-                f"gate: {_plot_gate(comparison, options.gate_out)}", soft_wrap=True, highlight=False, markup=False
+                f"gate: {shown(_plot_gate(comparison, options.gate_out))}",
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
             )
         if options.out:
-            console.print(f"plot: {plot(comparison, options.out)}", soft_wrap=True, highlight=False, markup=False)
+            console.print(
+                f"plot: {shown(plot(comparison, options.out))}", soft_wrap=True, highlight=False, markup=False
+            )
     except (FileNotFoundError, ValueError) as error:
-        errors.print(str(error), style="red", soft_wrap=True, highlight=False, markup=False)
+        errors.print(shown(error, keep="\n"), style="red", soft_wrap=True, highlight=False, markup=False)
         return 2
     return 0
 

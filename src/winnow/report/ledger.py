@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import Console
 
 from winnow.records.ledger import read
-from winnow.records.shown import PlainTable
+from winnow.records.shown import PlainTable, shown
 from winnow.report.composition import composition
 from winnow.report.gate import gate_figures, sentences
 from winnow.report.summary import cost_lines
@@ -103,7 +103,7 @@ def print_ledger(figures: Mapping[str, Any], console: Console) -> None:
             )
         console.print(table)
     for line in [*figures["gate"], *figures["cost"]]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(shown(line), highlight=False, markup=False, soft_wrap=True)
     table = PlainTable(title="most weight in all", title_justify="left")
     for column in ("id", "source", "weight", "times kept"):
         table.add_column(column, justify="left" if column in ("id", "source") else "right")

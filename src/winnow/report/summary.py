@@ -29,7 +29,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console | N
         console: where to print; a new one if omitted.
     """
     console = console or Console()
-    console.print(f"\n{shown(summary['name'])}, seed {summary['seed']}", highlight=False, markup=False)
+    console.print(f"\n{shown(summary['name'])}, seed {shown(summary['seed'])}", highlight=False, markup=False)
     table = _table("target, on its test split", "before", "after")
     for name, after in summary["after"].items():
         before = summary["before"].get(name)
@@ -45,13 +45,15 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console | N
     table.add_row("trained on", f"{budget['examples_trained']:,}", f"{budget['tokens_trained']:,}")
     console.print(table)
     for line in cost_lines(budget):
-        console.print(line, highlight=False, markup=False)
+        console.print(shown(line), highlight=False, markup=False)
     if summary.get("preparation"):
-        console.print(prepared(summary["preparation"]), soft_wrap=True, highlight=False, markup=False)
+        console.print(shown(prepared(summary["preparation"])), soft_wrap=True, highlight=False, markup=False)
     for name, what in (("examples_excluded", "could not be chosen"), ("examples_truncated", "were cut to max_length")):
         if budget[name]:
             console.print(f"{budget[name]:,} candidates {what}", highlight=False)
-    console.print(_seconds(summary), f"Records in {folder}", sep="\n", soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        _seconds(summary), f"Records in {shown(folder)}", sep="\n", soft_wrap=True, highlight=False, markup=False
+    )
 
 
 def show(printer: Callable[..., None], *arguments: Any) -> None:

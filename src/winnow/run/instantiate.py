@@ -13,13 +13,22 @@ import hydra
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from winnow.records.shown import shown
+
 NULL = {"None", "NoneType", "Optional"}
 NUMBERS = {"int", "float", "Tensor", "torch.Tensor", "Union", *NULL}
 """Annotations that mean a number; text is refused for them."""
 
 
 class BuildError(CompactHydraException):
-    """A run that cannot be built as configured; Hydra prints the message alone, without a traceback."""
+    """A run that cannot be built as configured; Hydra prints the message alone, without a traceback.
+
+    Args:
+        message: shown as it stands, whatever data or file names it quotes.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(message, keep="\n\t"))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import sys
 import torch
 import torch.distributed as dist
 
+from winnow.records.shown import PlainFormatter
 from winnow.run.allocator import keep_freed_memory
 from winnow.run.assemble import Parts
 from winnow.run.execute import train_part
@@ -27,7 +28,9 @@ def member(own: Place) -> None:
     Args:
         own: which of the processes this is.
     """
-    logging.basicConfig(level=logging.ERROR, format=f"process {own.rank}: %(message)s")
+    logging.basicConfig(level=logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PlainFormatter(f"process {own.rank}: %(message)s"))
     if not torch.cuda.is_available():
         keep_freed_memory()
     group = join(own)

@@ -27,6 +27,7 @@ from winnow.offline.columns import columns
 from winnow.offline.stream import score_stream, stream_needs
 from winnow.records.preparation import Cost, beside, check_file, write_scores
 from winnow.records.provenance import anonymous, provenance
+from winnow.records.shown import shown
 from winnow.run.assemble import Experiment, assemble, check
 from winnow.run.instantiate import BuildError, blaming, build, plain
 from winnow.run.process import left_as_found
@@ -281,7 +282,7 @@ def _say(file: Path, table: pd.DataFrame, costs: Sequence[Cost], facts: Mapping[
         f"{one.what}: {one.examples:,} examples, {one.tokens:,} response tokens, {one.seconds:.1f} s" for one in costs
     ]
     lines += [f"Scores in {file}", f"What they cost in {beside(file)}"]
-    console.print(*lines, sep="\n", soft_wrap=True, highlight=False, markup=False)
+    console.print(*map(shown, lines), sep="\n", soft_wrap=True, highlight=False, markup=False)
 
 
 WAYS = {"selector": _by_selector, "ngrams": _by_texts, "random": _by_chance}

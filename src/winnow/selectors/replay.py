@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 
+from winnow.records.shown import shown
 from winnow.selection import Selection
 from winnow.selectors.base import candidates, facts, keep
 from winnow.signals import Needs, Signals
+
+SAME = "replay needs the recorded run's stream, seed and data.pool_size"
 
 
 @dataclass
@@ -66,9 +69,8 @@ class Replay:
             nowhere = [name for name in missing if name not in seen]
             raise ValueError(
                 f"{misplaced} of the {kept} examples that selector.ledger={self.ledger} kept are not in the pool they "
-                f"were kept from, first at step {first} ({', '.join(list(missing)[:3])}); {len(nowhere)} of these "
-                f"{len(missing)} ids are in none of the stream's first {len(self.recorded)} pools: replay needs the "
-                "recorded run's stream, seed and data.pool_size"
+                f"were kept from, first at step {first} ({_some(missing)}); {len(nowhere)} of these {len(missing)} "
+                f"ids are in none of the stream's first {len(self.recorded)} pools: {SAME}"
             )
 
     def _ends(self) -> str:
@@ -89,8 +91,7 @@ class Replay:
         if missing:
             raise ValueError(
                 f"{len(missing)} of the {len(weights)} ids that selector.ledger={self.ledger} kept at step {self.step} "
-                f"are not in this pool ({', '.join(missing[:3])}): replay needs the recorded run's stream, seed and "
-                "data.pool_size"
+                f"are not in this pool ({_some(missing)}): {SAME}"
             )
         self.step += 1
         index = torch.tensor([places[name] for name in weights], dtype=torch.long)
@@ -105,6 +106,10 @@ class Replay:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a step."""
         self.step = int(state["step"])
+
+
+def _some(ids: Iterable[str]) -> str:
+    return ", ".join(map(shown, list(ids)[:3]))
 
 
 def read_kept(path: str) -> list[dict[str, float]]:
