@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from winnow.data.fields import RESERVED, Fields, Row
 from winnow.data.hub import HubSplit, hub_corpus
 from winnow.data.inside import check_inside
+from winnow.data.jsonl import jsonl_corpus
 from winnow.data.rejects import BadRow
 
 SECRET = [{"prompt": "who", "response": "secret"}]
@@ -110,6 +113,27 @@ def test_a_folder_of_code_and_a_folder_of_pickles_are_no_data() -> None:
         with pytest.raises(ValueError, match=r"data\.corpus\.stream"):
             loaded(path, **options)
     assert not Path("RAN").exists()
+
+
+def test_an_archive_is_not_unpacked() -> None:
+    with zipfile.ZipFile("rows.jsonl", "w") as archive:
+        archive.writestr("../escaped.jsonl", json.dumps(SECRET[0]))
+    with pytest.raises(ValueError, match="the file is a zip archive: unpack it"):
+        jsonl_corpus("rows.jsonl", {})
+    assert [path.name for path in Path().iterdir()] == ["rows.jsonl"]
+
+
+def test_names_in_rows_are_no_names_of_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("winnow.data.rows.CACHED_FROM", 0)
+    before = set(tmp_path.rglob("*"))
+    odd = "../../escaped"
+    Path("rows.jsonl").write_text(json.dumps({"prompt": "a", "response": "b", "id": odd, "source": odd, "noise": odd}))
+    corpus = jsonl_corpus("rows.jsonl", {}, cache_dir="cache")
+    assert corpus.stream[0].id == odd
+    made = {path.relative_to(Path.cwd()) for path in set(tmp_path.rglob("*")) - before}
+    kept = [path for path in made if path.parent == Path("cache")]
+    assert made == {Path("rows.jsonl"), Path("cache"), *kept}
+    assert kept and all(re.fullmatch(r"[0-9a-f]{32}\.[a-z.]+", path.name) for path in kept)
 
 
 @pytest.mark.parametrize("name", ["chat_template", "tokenize", "tools"])

@@ -211,6 +211,27 @@ def test_a_process_that_dies_ends_the_run_in_words_and_the_state_is_kept() -> No
     assert Path("two/checkpoints/last.ckpt").is_file() and "ckpt_path" in status
 
 
+@pytest.mark.slow
+@pytest.mark.long
+def test_both_processes_killed_at_once_go_on_to_the_same_end() -> None:
+    save_base()
+    many = ("trainer.max_steps=24", "trainer.devices=2", "export=false", "resume=auto")
+    two = started(*many, out="two")
+    until(Path("two/metrics.csv"), 8, two)
+    found = subprocess.run(["pgrep", "-P", str(two.pid), "-f", "winnow.run.member"], capture_output=True, text=True)
+    for number in (two.pid, int(found.stdout.split()[0])):
+        os.kill(number, signal.SIGKILL)
+    two.communicate(timeout=100)
+    assert json.loads(Path("two/status.json").read_text())["state"] == "running"
+    for out in ("two", "one"):
+        again = started(*many, out=out)
+        said = again.communicate(timeout=300)[0]
+        assert again.returncode == 0, said
+    one, other = (torch.load(f"{out}/checkpoints/last.ckpt", weights_only=True) for out in ("one", "two"))
+    assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
+    assert pd.read_parquet("one/ledger.parquet").equals(pd.read_parquet("two/ledger.parquet"))
+
+
 @pytest.mark.parametrize(
     ("trainer", "count"),
     [
