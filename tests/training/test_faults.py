@@ -21,6 +21,7 @@ from winnow.lm.finite import NotFinite
 from winnow.selection import Selection
 from winnow.selectors import FilterWeight, Random
 from winnow.signals import Signals
+from winnow.training.health import check_idle
 from winnow.training.idle import Idle
 
 LONG = pytest.mark.long
@@ -107,14 +108,14 @@ def test_a_target_that_is_finite_in_no_pool_since_an_update_tells_of_the_rate() 
     idle.count(*made(1.0, 0, target_not_finite=1.0), 0)
     idle.count(*made(1.0, 0, target_not_finite=1.0), 0)
     with pytest.raises(
-        NotFinite, match=r"2 pools in a row .*since update 3 at a learning rate of 1e\+30 .*optimizer\.lr"
+        NotFinite, match=r"2 pools in a row .*since update 3 at a learning rate of 1e\+30: .*optimizer\.lr"
     ):
-        idle.check(updates=3, rate=1e30)
+        check_idle(idle, updates=3, rate=1e30)
     with pytest.raises(RuntimeError, match=r"2 times the target's loss or gradient was not finite \(look at"):
-        idle.check(updates=0, rate=1e30)
+        check_idle(idle, updates=0, rate=1e30)
     idle.count(*made(1.0, 0, update_not_finite=1.0), 2)
     with pytest.raises(RuntimeError, match=r"2 times the target's .*; 1 times the gradient of the update"):
-        idle.check(updates=3, rate=1e30)
+        check_idle(idle, updates=3, rate=1e30)
 
 
 def dead() -> Any:

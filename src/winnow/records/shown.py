@@ -33,14 +33,7 @@ class PlainFormatter(logging.Formatter):
     """Writes a line of a log, and the traceback behind it, as they stand: whatever data or file names they quote."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line.
-
-        Args:
-            record: what was logged.
-
-        Returns:
-            Its text, line breaks and tabs as they are.
-        """
+        """The line; line breaks and tabs stay."""
         return shown(super().format(record), keep="\n\t")
 
 

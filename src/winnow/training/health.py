@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.lm.finite import HALF, NotFinite, check_state, likely_cause, not_finite
+from winnow.lm.finite import HALF, RATE, NotFinite, check_state, likely_cause, not_finite
 from winnow.signals import Signals
+from winnow.training.idle import TARGET, Idle
 from winnow.training.precision import check_precision
 
 
@@ -74,3 +75,23 @@ def check_losses(model: nn.Module, signals: Signals, step: int, rate: float) -> 
         return
     cause = likely_cause(dict(model.named_parameters()), rate)
     raise NotFinite(f"pool {step}: none of its {int(present.sum())} losses is finite; {cause}")
+
+
+def check_idle(idle: Idle, updates: int, rate: float) -> None:
+    """Give up after too many pools without an update.
+
+    Args:
+        idle: has counted them.
+        updates: made so far; a target that is finite in no pool after one tells of the model, not of its data.
+        rate: the learning rate, for the message.
+
+    Raises:
+        NotFinite: the target was finite in no pool since the last update.
+        RuntimeError: for other reasons; names them.
+    """
+    if idle.pools >= idle.limit and updates and set(idle.causes) == {TARGET}:
+        raise NotFinite(
+            f"{idle.pools} pools in a row led to no update (max_idle_steps), the target finite in none since update "
+            f"{updates} at a learning rate of {rate:g}: {RATE}, or its data hold what the model was never meant to read"
+        )
+    idle.check()

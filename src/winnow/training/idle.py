@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-from winnow.lm.finite import RATE, NotFinite
 from winnow.selection import Selection
 from winnow.signals import Signals
 
@@ -62,26 +61,13 @@ class Idle:
             self.causes[_cause(signals, selection, chosen)] += 1
         return unrelated or still
 
-    def check(self, updates: int = 0, rate: float | None = None) -> None:
+    def check(self) -> None:
         """Give up after too many.
 
-        Args:
-            updates: made so far. A target that was finite before them and never is after them tells of the model, and
-                not of its data: huge parameters may be finite, and losses of candidates too.
-            rate: the learning rate, for the message.
-
         Raises:
-            NotFinite: the target was finite up to the last update and in no pool since.
-            RuntimeError: for another reason; names the causes, the commonest first.
+            RuntimeError: names the causes, the commonest first.
         """
         if self.pools >= self.limit:
-            if updates and set(self.causes) == {TARGET}:
-                at = "" if rate is None else f" at a learning rate of {rate:g}"
-                raise NotFinite(
-                    f"{self.pools} pools in a row led to no update (max_idle_steps): since update {updates}{at} the "
-                    f"target's loss or gradient is not finite in any, as it was before: {RATE}, or the target's data "
-                    "hold what the model was never meant to read"
-                )
             causes = "; ".join(f"{count} times {cause}" for cause, count in self.causes.most_common())
             raise RuntimeError(f"{self.pools} pools in a row led to no update (max_idle_steps): {causes}")
 

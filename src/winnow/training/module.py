@@ -25,7 +25,7 @@ from winnow.training.budget import Budget
 from winnow.training.chance import DROPOUT, forked_rng, step_seed
 from winnow.training.choosing import Chooser, with_losses
 from winnow.training.gradient import check_clip_norm, clip, clipped
-from winnow.training.health import check_losses, check_parameters, check_start
+from winnow.training.health import check_idle, check_losses, check_parameters, check_start
 from winnow.training.idle import Idle
 from winnow.training.intake import Intake, Taken, filled
 from winnow.training.limits import Limits
@@ -193,7 +193,7 @@ class SelectionModule(lightning.LightningModule):
             self.trainer.should_stop = True
             if self.accumulated.seen:  # pools that are left over make a smaller update, as at the end of an epoch
                 self.budget.updates += self._take()
-        self.idle.check(self.budget.updates, self._rate)
+        check_idle(self.idle, self.budget.updates, self._rate)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The pool is done with: what is saved from here on is whole."""
