@@ -132,7 +132,7 @@ def test_a_step_that_is_not_scored_costs_no_more_than_random_candidates_do() -> 
 
 @pytest.mark.parametrize("between", ["uniform", "predicted"])
 def test_weights_in_between(between: str) -> None:
-    made = gate()
+    made = gate(label="weight")  # never below zero: of cosines all may be, and none is then weighed
     _, steps = train(FilterWeight(filter_size=3), made, steps=12, between=between)
     found = []
     for record in steps[5:8] + steps[9:]:
