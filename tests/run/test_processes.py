@@ -24,8 +24,11 @@ from winnow.run import run
 from winnow.run.group import ProcessLost, lost
 from winnow.run.processes import Place, asked, check, place, pooled
 from winnow.run.trainer_options import check_trainer
+from winnow.scorer.flops import Flops
 from winnow.selectors import UDS, FilterWeight, Full, MaxLoss, Selector
 from winnow.signals import Needs, Signals
+from winnow.training.budget import Budget
+from winnow.training.together import Together
 
 EXACT = ("trainer.precision=64-true", "gate=ngrams", "scoring.period=2", "data.draw_size=16", "export=false")
 IN_TURN = ("evaluation.batch_size=1", "evaluation.nll_limit=3", "evaluation.accuracy_limit=2")
@@ -354,6 +357,28 @@ def test_processes_that_choose_from_their_own_candidates_say_so() -> None:
     assert ((kept >= 1) & (kept <= 2)).all()  # two of four, less what is given no weight
     state = torch.load("two/checkpoints/last.ckpt", weights_only=True)["winnow"]
     assert state["method"].startswith("winnow.parallel.stratified.Stratified(")
+
+
+class Sending(Ranks):
+    """Processes of which this one alone is there, and sends eight bytes with every sum."""
+
+    def __init__(self) -> None:
+        self.size, self.rank, self.bytes, self.device = 2, 0, 0, torch.device("cpu")
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.bytes += 8
+        return tensor
+
+
+def test_bytes_are_those_of_pools_and_not_of_measurements_in_between() -> None:
+    ranks, budget = Sending(), Budget()
+    together = Together(ranks)
+    for pool in range(1, 3):
+        ranks.bytes += 24  # a measurement, which a run that goes on makes at another time
+        together.begin()
+        ranks.bytes += 100
+        together.spend(budget, Flops(), [])
+        assert budget.bytes == pool * 108
 
 
 def test_a_broken_connection_is_told_apart_from_other_errors() -> None:

@@ -145,6 +145,7 @@ class SelectionModule(lightning.LightningModule):
         self.stop.obey()
         self.stage = "scoring"
         self.budget.start()
+        self.together.begin()
         taken = self._take_up(batch)
         with self.trainer.precision_plugin.train_step_context():  # Lightning calls this hook outside autocast
             signals = self._choose.score(self.scorer, taken, batch.get("target"), self._check_parameters)

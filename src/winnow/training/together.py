@@ -43,6 +43,10 @@ class Together:
         """
         return processes if self.ranks is None else 1
 
+    def begin(self) -> None:
+        """A pool begins: what was sent since the last one, for a measurement, is none of its bytes."""
+        self._read = 0 if self.ranks is None else self.ranks.bytes
+
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process.
 
@@ -86,7 +90,7 @@ class Together:
         if self.ranks is not None:
             names = [part.name for part in fields(Flops)]
             own = [*(getattr(flops, name) for name in names), forwarded, backwarded]
-            whole = self.ranks.totals(own)
+            whole = self.ranks.totals([float(one) for one in own])
             flops = Flops(**dict(zip(names, whole[:-2], strict=True)))
             forwarded, backwarded = int(whole[-2]), int(whole[-1])
             budget.bytes += self.ranks.bytes - self._read
