@@ -70,7 +70,7 @@ def test_only_helping_processes_of_our_own_are_sent_pickles() -> None:
     for name, option in safe.items():
         found = calls({name})
         assert found and all(option in ast.unparse(call) for _, call in found)
-    fits = [ast.unparse(call) for _, call in calls({"parts.experiment.trainer.fit"})]
+    fits = [ast.unparse(call) for _, call in calls({"made.trainer.fit"})]
     assert fits and all("weights_only=True" in call for call in fits)
 
 
