@@ -10,9 +10,7 @@ from tests import golden
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=[pytest.mark.long] * (way in ("sketch", "lora"))) for way in golden.WAYS]
-)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=[pytest.mark.long] * (way != "exact")) for way in golden.WAYS])
 def test_ten_steps_come_out_as_recorded(way: str, tmp_path: Path) -> None:
     recorded = golden.recorded()
     expected, found = recorded[way], golden.trajectory(way, tmp_path / "run")

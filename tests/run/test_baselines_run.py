@@ -42,9 +42,9 @@ UP_TO = {"filter_weight", "grad_match", "craig", "influence_distillation"}
 """May stop before filter_size, where no further candidate helps."""
 
 
-OF_EACH_KIND = {"filter_weight", "greats", "max_loss", "full", "tracin", "opus", "gate_only", "rho_loss"}
-"""Methods by products, by losses, by sketches, by a reference, of the whole pool; the others' kept sizes and training
-are held by their contracts in tests/selectors and tests/training."""
+OF_EACH_KIND = {"filter_weight", "max_loss", "full", "tracin", "gate_only", "rho_loss"}
+"""Methods by products, by losses, by a reference, of the whole pool (by sketches: opus, with Muon, below); the others'
+kept sizes and training are held by their contracts in tests/selectors and tests/training."""
 
 
 @pytest.fixture(scope="module")
