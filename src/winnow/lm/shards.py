@@ -46,6 +46,21 @@ def whole(tensor: Tensor) -> Tensor:
     return found
 
 
+def rows_of(rank: int, size: int, total: int) -> slice:
+    """A process's rows of a parameter or a batch: ceil(rows / processes) for each, as torch's ``Shard(0)`` has it.
+
+    Args:
+        rank: of the process.
+        size: how many there are.
+        total: rows.
+
+    Returns:
+        A range that may be empty.
+    """
+    share = -(-total // size)
+    return slice(min(rank * share, total), min((rank + 1) * share, total))
+
+
 def rows_here(parameter: Tensor) -> slice:
     """Which rows this process holds.
 
@@ -53,13 +68,10 @@ def rows_here(parameter: Tensor) -> slice:
         parameter: in rows.
 
     Returns:
-        A range that may be empty: ceil(rows / processes) for each, as torch's ``Shard(0)`` has it.
+        A range that may be empty.
     """
     mesh: Any = parameter.device_mesh  # type: ignore[attr-defined]
-    height = parameter.shape[0]
-    share = -(-height // mesh.size())
-    start = min(mesh.get_local_rank() * share, height)
-    return slice(start, min(start + share, height))
+    return rows_of(mesh.get_local_rank(), mesh.size(), parameter.shape[0])
 
 
 def from_rows(rows: Float[Tensor, " rows *rest"], parameter: Float[Tensor, " height *rest"]) -> Tensor:

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from winnow.lm.shards import rows_of
+
 _reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)  # its name of torch 2.13
 
 WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -27,21 +29,6 @@ def check_wire(wire: str | None) -> None:
     """
     if wire is not None and wire not in WIRES:
         raise ValueError(f"parallel.wire must be fp32, bf16 or null for the gradients' own; got {wire!r}")
-
-
-def rows_of(rank: int, size: int, total: int) -> slice:
-    """A process's rows of a batch.
-
-    Args:
-        rank: of the process.
-        size: how many there are.
-        total: rows of the batch.
-
-    Returns:
-        A range that may be empty.
-    """
-    share = -(-total // size)
-    return slice(min(rank * share, total), min((rank + 1) * share, total))
 
 
 class Ranks:

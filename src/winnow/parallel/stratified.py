@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from winnow.parallel.ranks import rows_of
+from winnow.lm.shards import rows_of
 from winnow.selection import Selection
 from winnow.signals import Needs, Signals
 

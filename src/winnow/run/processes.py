@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from winnow.lm.shards import rows_of
 from winnow.parallel import Ranks, Stratified
-from winnow.parallel.ranks import check_wire, rows_of
+from winnow.parallel.ranks import check_wire
 from winnow.parallel.stratified import check_pool
 from winnow.selectors import Selector
 from winnow.selectors.abilities import Sized, Stateful
