@@ -103,6 +103,14 @@ def test_candidates_of_one_process_alone_send_no_gradients(core: Path) -> None:
     assert bool((gram[:7, :7] != 0).all()) and not bool(gram[:7, 7:].any())
 
 
+def test_a_backward_in_which_fsdp2_mixes_experts_up_is_refused(core: Path) -> None:
+    for rank in range(4):
+        apart, same, turned = (core / f"unreached-{rank}.txt").read_text().splitlines()
+        assert same == "nothing" and turned == apart
+        assert apart.startswith("the loss of some processes reached experts.0.weight and that of others did not (4 ")
+        assert "set scoring.update=one_pass, or parallel.base=whole" in apart
+
+
 class Two(Ranks):
     """Two processes, of which the other says what it is told to."""
 

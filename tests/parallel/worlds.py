@@ -18,6 +18,7 @@ from tests.families import build, double, ragged
 from winnow.lm.shards import gathered
 from winnow.parallel import ParallelScorer, Ranks, Stratified
 from winnow.parallel.base import shard_model
+from winnow.parallel.update import check_reached
 from winnow.scorer import Scorer
 from winnow.selection import Selection
 from winnow.selectors import DataShapley, Embedding, FilterWeight, GradNorm, Greats, Less, MaxLoss, Opus
@@ -205,6 +206,30 @@ def trajectory(case: Case, ranks: Ranks | None) -> dict[str, Tensor]:
     return found | {f"weights/{name}": held for name, held in gathered(trained).items()}
 
 
+class Routed(nn.Module):
+    """Two experts that are modules of their own, of which a call runs one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, rows: Tensor, number: int) -> Tensor:
+        found: Tensor = self.experts[number](rows)
+        return found
+
+
+def unreached(ranks: Ranks, numbers: tuple[int, int]) -> str:
+    """What is said after a backward in which the two processes run these experts."""
+    model = Routed()
+    shard_model(model, DeviceMesh.from_group(ranks.group, "cpu"))
+    model(torch.ones(2, 4), numbers[ranks.rank]).sum().backward()
+    try:
+        check_reached(dict(model.named_parameters()), ranks)
+    except RuntimeError as error:
+        return str(error)
+    return "nothing"
+
+
 def main(out: Path, rank: int | None, cases: dict[str, Case]) -> None:
     """Run the cases of four together, and those of two half by the first pair and half by the second."""
     if rank is None:
@@ -225,6 +250,8 @@ def main(out: Path, rank: int | None, cases: dict[str, Case]) -> None:
     for name, case in cases.items():
         if 4 in case.sizes:
             torch.save(trajectory(case, four), out / f"{name}-4-{rank}.pt")
+    said = [unreached(pair, numbers) for numbers in ((0, 1), (0, 0), (1, 0))]
+    (out / f"unreached-{rank}.txt").write_text("\n".join(said))
     first = next(iter(cases))
     before, wire = four.bytes, Ranks("bf16")
     trajectory(cases[first], four)

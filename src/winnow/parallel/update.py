@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from winnow.lm.forward import Forward
 from winnow.lm.layout import Batch, take, weighed
@@ -59,6 +59,9 @@ class ParallelUpdate(Update):
 
         Returns:
             What all processes together have trained on, and the losses they saw.
+
+        Raises:
+            RuntimeError: FSDP2 has mixed up gradients, see :func:`check_reached`.
         """
         total = len(pool["labels"])
         before = {name: parameter.grad for name, parameter in self.trainable.items()}
@@ -92,8 +95,11 @@ class ParallelUpdate(Update):
         parts = ((name, _times(copies[name].grad, scale)) for name in names)
         for name, gradient in reduced(parts, copies, self.ranks):
             copies[name].grad = gradient
-        for name in self.trainable.keys() - copies.keys():
-            self.trainable[name].grad = _times(self.trainable[name].grad, self.ranks.size)
+        rows = {name: held for name, held in self.trainable.items() if name not in copies}
+        if rows:
+            check_reached(rows, self.ranks)
+        for held in rows.values():
+            held.grad = _times(held.grad, self.ranks.size)
 
     def _in_step(
         self, pool: Batch, own: Selection, chosen: int, backward: Callable[[Tensor], None]
@@ -118,6 +124,29 @@ class ParallelUpdate(Update):
 
     def _count(self, own: int) -> int:
         return int(self.ranks.sum(torch.tensor([float(own)], device=self.ranks.device)))
+
+
+def check_reached(parameters: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
+    """Refuse gradients of a backward through FSDP2 in which processes had gradients of different parameters.
+
+    It reduces what each of them has, one after another and without a name: the gradient of one expert goes to another.
+
+    Args:
+        parameters: those in rows, by name, with what the backward has left in ``.grad``.
+        ranks: the processes.
+
+    Raises:
+        RuntimeError: some processes' losses reached a parameter, and others' did not.
+    """
+    mask = torch.tensor([float(held.grad is not None) for held in parameters.values()], device=ranks.device)
+    found = zip(parameters, ranks.sum(mask).tolist(), strict=True)
+    partly = [name for name, count in found if 0 < count < ranks.size]
+    if partly:
+        raise RuntimeError(
+            f"the loss of some processes reached {partly[0]} and that of others did not ({len(partly)} parameters), "
+            "and FSDP2 takes the gradient of one for that of another: with experts that are modules of their own, set "
+            "scoring.update=one_pass, or parallel.base=whole"
+        )
 
 
 def _times(gradient: Tensor | None, scale: float) -> Tensor | None:
