@@ -46,6 +46,28 @@ def test_it_is_least_squares_with_older_examples_fading(ridge: float, forgetting
     np.testing.assert_allclose(model.deviation(probe).numpy(), model.noise * np.sqrt(variance), rtol=1e-9)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_is_the_same_on_any_number_of_threads(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = OnlineRidge(DIM)
+        for vectors, labels in batches():
+            model.learn(vectors, labels)
+        moment, expected = by_definition(batches(), 1.0, 0.98)
+        np.testing.assert_allclose(model.weights.numpy(), expected, rtol=1e-9)
+        normal = torch.randn(DIM, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64).numpy()
+        step = np.linalg.solve(np.linalg.cholesky(moment).T, normal)[:, 0]
+        drawn = model.draw(torch.Generator().manual_seed(1)).numpy()
+        np.testing.assert_allclose(drawn, expected + model.noise * step, rtol=1e-9)
+        state = model.state_dict()
+        model.load_state_dict({**state, "moment": state["moment"] - 1e3 * torch.eye(DIM, dtype=torch.float64)})
+        with pytest.raises(torch.linalg.LinAlgError, match=r"raise gate\.ridge"):
+            model.predict(torch.ones(1, DIM))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_noise_is_the_faded_error_of_predictions_made_before() -> None:
     model, data, gamma = OnlineRidge(DIM, forgetting=0.8), batches(), 0.8
     assert model.noise == 1.0

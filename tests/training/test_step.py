@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from tests import runs
@@ -17,6 +18,22 @@ from winnow.selection import Selection
 from winnow.selectors import FilterWeight, Full, MaxLoss, Random
 from winnow.signals import Needs
 from winnow.training.intake import Intake
+
+
+class Kept(Logger):
+    """Keeps what it is given."""
+
+    name = version = "kept"
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, dict(metrics)))
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        """None are kept."""
 
 
 @dataclass
@@ -108,6 +125,20 @@ def test_lightning_counts_updates_not_hooks():
     module = runs.fit(Random(filter_size=2), steps=5)
     assert module.trainer.global_step == 5
     assert module.budget.steps == 5
+
+
+def test_metrics_reach_loggers_and_callbacks_as_lightning_s_own_do():
+    kept = Kept()
+    stop = EarlyStopping("train/loss", check_on_train_epoch_end=True)
+    module = runs.module(runs.model(), Random(filter_size=2))
+    runs.trainer(6, logger=kept, callbacks=[stop], log_every_n_steps=3).fit(module, runs.datamodule())
+    assert [step for step, _ in kept.rows] == [2, 5]
+    last = module.last_step.metrics
+    assert {name: value for name, value in kept.rows[-1][1].items() if name != "epoch"} == last
+    assert float(module.trainer.callback_metrics["train/loss"]) == pytest.approx(last["train/loss"])
+    assert float(module.trainer.logged_metrics["select/kept"]) == 2
+    quiet = runs.fit(Random(filter_size=2), steps=2)
+    assert float(quiet.trainer.callback_metrics["train/loss"]) > 0, "callbacks are told without a logger, too"
 
 
 def test_epochs_end_with_their_validation():

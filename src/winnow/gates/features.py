@@ -88,17 +88,18 @@ class NGrams:
         # Both parts at once: at a draw of short texts much of the time is that of the calls.
         texts = [getattr(one, name)[: self.chars] for name in names for one in candidates]
         rows, mixed = hashed(texts, [zlib.crc32(name.encode()) for name in names for _ in candidates])
-        place = rows * self.dim + mixed % np.uint32(self.dim - 1) + 1
-        counts = np.bincount(place, weights=1.0 - 2.0 * (mixed >> np.uint32(31)), minlength=len(texts) * self.dim)
-        # Few places are reached, so that only their sum of squares looks at all of them.
-        reached = counts[place]
-        damped = np.copysign(np.sqrt(np.abs(reached)), reached)
-        counts[place] = damped * damped
-        length = np.sqrt(counts.reshape(len(texts), self.dim).sum(1))
-        damped /= (np.maximum(length, 1e-12) * np.sqrt(len(names)))[rows]
-        apart = np.zeros(counts.size, dtype=np.float32)
-        apart[place] = damped
-        total = apart.reshape(len(names), len(candidates), self.dim).sum(0)
+        # Sorted, so that only the result is as long as all vectors together: at a draw of short texts most places are
+        # never reached, and memory takes longer than arithmetic. The lowest bit is the word's sign.
+        keys = np.sort((rows * self.dim + mixed % np.uint32(self.dim - 1) + 1) << 1 | mixed >> np.uint32(31))
+        place = keys >> 1
+        first = np.flatnonzero(np.diff(place, prepend=-1))
+        counts = np.add.reduceat(1.0 - 2.0 * (keys & 1), first) if len(first) else np.zeros(0)
+        place = place[first]
+        row, size = place // self.dim, np.abs(counts)
+        length = np.sqrt(np.bincount(row, size, len(texts)) * len(names))
+        damped = np.copysign(np.sqrt(size), counts) / np.maximum(length, 1e-12)[row]
+        total = np.zeros((len(candidates), self.dim), dtype=np.float32)
+        np.add.at(total.reshape(-1), place % total.size, damped.astype(np.float32))
         total[:, 0] = 1.0
         return torch.from_numpy(total)
 

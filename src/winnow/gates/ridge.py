@@ -134,13 +134,30 @@ class OnlineRidge:
     def _solve(self) -> Tensor:
         """Factor A and solve for w, once after every change."""
         if self._factor is None:
-            from scipy.linalg import lapack  # slow to load, and not needed without a gate
-
-            # SciPy's LAPACK takes a third of the time of torch's. A is symmetric, so that its rows are the columns read
-            # there; above the diagonal of L, A is left as it was.
-            factor, wrong = lapack.dpotrf(self._moment.numpy().T, lower=1, clean=0)
-            if wrong:
-                raise torch.linalg.LinAlgError("the gate's moments are not positive definite: raise gate.ridge")
-            self._factor = torch.from_numpy(factor)
-            self._weights = torch.from_numpy(lapack.dpotrs(factor, self._sum.numpy(), lower=1)[0])
+            self._factor, self._weights = _factored(self._moment, self._sum)
         return self._factor
+
+
+def _factored(moment: Float[Tensor, "dim dim"], right: Float[Tensor, " dim"]) -> tuple[Tensor, Tensor]:
+    """L of A = L L^T, and A^-1 a.
+
+    On one thread SciPy's LAPACK takes half of the time of torch's. On more its own threads wait for processors on which
+    torch's are still spinning, and it takes twice as long.
+
+    Raises:
+        torch.linalg.LinAlgError: A is not positive definite.
+    """
+    alone = torch.get_num_threads() == 1
+    if alone:
+        from scipy.linalg import lapack  # slow to load, and not needed without a gate
+
+        # A is symmetric, so that its rows are the columns read there; above the diagonal of L, A is left as it was.
+        lower, wrong = lapack.dpotrf(moment.numpy().T, lower=1, clean=0)
+        factor = torch.from_numpy(lower)
+    else:
+        factor, wrong = torch.linalg.cholesky_ex(moment)
+    if int(wrong):
+        raise torch.linalg.LinAlgError("the gate's moments are not positive definite: raise gate.ridge")
+    if alone:
+        return factor, torch.from_numpy(lapack.dpotrs(lower, right.numpy(), lower=1)[0])
+    return factor, torch.cholesky_solve(right.unsqueeze(1), factor).squeeze(1)

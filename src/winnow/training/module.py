@@ -29,7 +29,7 @@ from winnow.training.health import check_idle, check_losses, check_parameters, c
 from winnow.training.idle import Idle
 from winnow.training.intake import Intake, Taken, filled
 from winnow.training.limits import Limits
-from winnow.training.record import StepRecord, step_counts, step_metrics, update_loss
+from winnow.training.record import StepRecord, log_metrics, step_counts, step_metrics, update_loss
 from winnow.training.state import Memory
 from winnow.training.stopping import Stop
 from winnow.training.together import Together
@@ -184,7 +184,6 @@ class SelectionModule(lightning.LightningModule):
         self.budget.step(updated=updated, **counts)
         metrics = step_metrics(loss, rate, signals, selection, self.budget.metrics() | gate, self.scorer.target_loss)
         self.last_step = StepRecord(step, taken.meta, signals, selection, losses, metrics, taken)
-        self.log_dict({name: value for name, value in metrics.items() if value == value})
         if self._datamodule is not None:
             epoch, position = batch["key"]
             self._datamodule.position = (epoch, position + 1)
@@ -198,6 +197,7 @@ class SelectionModule(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The pool is done with: what is saved from here on is whole."""
+        log_metrics(self.trainer, self.last_step.step, self.last_step.metrics)
         self.stage = ""
         self.budget.wait()
 

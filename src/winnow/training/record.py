@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import lightning
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -103,6 +104,28 @@ def step_metrics(
         **budget,
         **({} if target_loss is None else {"target/loss": float(target_loss)}),
     }
+
+
+def log_metrics(trainer: lightning.Trainer, step: int, metrics: Mapping[str, float]) -> None:
+    """Give a step's metrics to loggers and callbacks, as ``LightningModule.log_dict`` would.
+
+    That copies what it remembers of each metric, and of some forty took a sixth of the seconds of a small model's step.
+
+    Args:
+        trainer: whose loggers, ``callback_metrics`` and ``logged_metrics`` are filled; under a step number as its own.
+        step: pools seen before this one.
+        metrics: by name; what is NaN is left out.
+    """
+    found = {name: value for name, value in metrics.items() if value == value}
+    tensors = {name: torch.tensor(value) for name, value in found.items()}
+    trainer.callback_metrics.update(tensors)
+    every = trainer.log_every_n_steps
+    if not every or not trainer.loggers or not ((step + 1) % every == 0 or trainer.should_stop):
+        return
+    trainer.logged_metrics.update(tensors)
+    for logger in trainer.loggers:
+        logger.log_metrics({**found, "epoch": trainer.current_epoch}, step=step)
+        logger.save()
 
 
 def step_counts(
