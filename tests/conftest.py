@@ -24,11 +24,15 @@ for name in ("WANDB_API_KEY", "HYDRA_FULL_ERROR", "WINNOW_ROOT"):
     os.environ.pop(name, None)
 
 # Nothing of winnow is imported here at the top: jaxtyping's import hook is installed after this file is read.
+import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from tests.checking import checked  # noqa: E402
+
+jaxtyping.jaxtyped = checked(jaxtyping.jaxtyped)
 settings.register_profile("thorough")  # ten times the layouts: tests/engine/test_layouts.py
 
 
@@ -67,6 +71,38 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     GlobalHydra.instance().clear()
     os.environ.clear()
     os.environ.update(environment)
+
+
+RATES: dict[Any, Any] = {}
+"""Operations of each kind of pass, by what they follow from."""
+
+
+@pytest.fixture(autouse=True)
+def counted_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model built alike has its operations counted once: twenty small passes, which took as long as a test's steps.
+
+    Not where the counting is tested.
+    """
+    if request.path.name == "test_flops.py":
+        return
+    from winnow.scorer.flops import Rates
+
+    count = Rates.__getitem__
+
+    def known(self: Any, kind: str) -> Any:
+        if kind in self._known:
+            return count(self, kind)
+        model = self._forward.model
+        held = tuple((name, tuple(one.shape), one.requires_grad) for name, one in model.named_parameters())
+        form = type(model), repr(model), str(getattr(model, "config", "")), held, tuple(self._parameters)
+        key = kind, *form, model.training, torch.get_default_dtype()
+        if key in RATES:
+            self._known[kind] = RATES[key]
+        elif (found := count(self, kind)).token == found.token:
+            RATES[key] = found
+        return self._known[kind]
+
+    monkeypatch.setattr(Rates, "__getitem__", known)
 
 
 @pytest.fixture

@@ -132,12 +132,18 @@ def test_a_step_that_is_not_scored_costs_no_more_than_random_candidates_do() -> 
 
 @pytest.mark.parametrize("between", ["uniform", "predicted"])
 def test_weights_in_between(between: str) -> None:
-    made = gate(label="weight")  # never below zero: of cosines all may be, and none is then weighed
-    _, steps = train(FilterWeight(filter_size=3), made, steps=12, between=between)
+    made = gate(label="weight")
+    # Numbers all count as one word, and spelled they do not; where all predictions are below zero none is weighed.
+    spelled = {ord(digit): letter for digit, letter in zip("0123456789", "abcdefghij", strict=True)}
+    known = [replace(one, prompt=one.prompt.translate(spelled)) for one in map(runs.example, range(96))]
+    made.model.learn(made.features(known), torch.linspace(1, 3, len(known), dtype=torch.float64))
+    data = world(made, replace(runs.corpus(), stream=runs.Listed(known)))
+    _, steps = train(FilterWeight(filter_size=3), made, steps=12, between=between, data=data)
     found = []
     for record in steps[5:8] + steps[9:]:
         hopes = record.signals.predicted.clamp_min(0)
-        expected = hopes / hopes.mean() if between == "predicted" and hopes.sum() > 0 else torch.ones(3)
+        assert hopes.sum() > 0
+        expected = hopes / hopes.mean() if between == "predicted" else torch.ones(3)
         torch.testing.assert_close(record.selection.weight, expected.float())
         found.append(record.selection.weight)
     assert (torch.stack(found) != 1).any() == (between == "predicted")
