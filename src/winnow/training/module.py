@@ -197,7 +197,7 @@ class SelectionModule(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The pool is done with: what is saved from here on is whole."""
-        log_metrics(self.trainer, self.last_step.step, self.last_step.metrics)
+        log_metrics(self.trainer, cast(StepRecord, self.last_step))
         self.stage = ""
         self.budget.wait()
 
