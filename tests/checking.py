@@ -17,8 +17,7 @@ def checked(decorate: Callable[..., Any]) -> Callable[..., Any]:
     """Jaxtyping's decorator where there are shapes, and the type checker alone where there are none.
 
     That binds the arguments of every call once more in Python, and a function that is defined within another is
-    compiled anew whenever the outer one is called: together they took two thirds of the time of a test's run. The
-    first few of each inner function are checked.
+    compiled anew whenever the outer one is called. The first few of each inner function are checked.
     """
     times: Counter[CodeType] = Counter()
 

@@ -79,7 +79,7 @@ RATES: dict[Any, Any] = {}
 
 @pytest.fixture(autouse=True)
 def counted_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model built alike has its operations counted once: twenty small passes, which took as long as a test's steps.
+    """A model built alike has its operations counted once, by some twenty small passes.
 
     Not where the counting is tested.
     """
@@ -95,7 +95,8 @@ def counted_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         model = self._forward.model
         held = tuple((name, tuple(one.shape), one.requires_grad) for name, one in model.named_parameters())
         form = type(model), repr(model), str(getattr(model, "config", "")), held, tuple(self._parameters)
-        key = kind, *form, model.training, torch.get_default_dtype()
+        attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+        key = kind, *form, attention, model.training
         if key in RATES:
             self._known[kind] = RATES[key]
         elif (found := count(self, kind)).token == found.token:

@@ -141,8 +141,8 @@ class OnlineRidge:
 def _factored(moment: Float[Tensor, "dim dim"], right: Float[Tensor, " dim"]) -> tuple[Tensor, Tensor]:
     """L of A = L L^T, and A^-1 a.
 
-    On one thread SciPy's LAPACK takes half of the time of torch's. On more its own threads wait for processors on which
-    torch's are still spinning, and it takes twice as long.
+    On one thread SciPy's LAPACK is faster than torch's; on more its own threads wait for processors on which torch's
+    are still spinning.
 
     Raises:
         torch.linalg.LinAlgError: A is not positive definite.
