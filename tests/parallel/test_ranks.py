@@ -105,10 +105,17 @@ def test_candidates_of_one_process_alone_send_no_gradients(core: Path) -> None:
 
 def test_a_backward_in_which_fsdp2_mixes_experts_up_is_refused(core: Path) -> None:
     for rank in range(4):
-        apart, same, turned = (core / f"unreached-{rank}.txt").read_text().splitlines()
+        apart, same, turned, *_ = (core / f"said-{rank}.txt").read_text().splitlines()
         assert same == "nothing" and turned == apart
         assert apart.startswith("the loss of some processes reached experts.0.weight and that of others did not (4 ")
         assert "set scoring.update=one_pass, or parallel.base=whole" in apart
+
+
+def test_curvature_is_refused_where_there_is_no_whole_pool_or_no_way_back_twice(core: Path) -> None:
+    for rank in range(4):
+        *_, per_rank, sharded = (core / f"said-{rank}.txt").read_text().splitlines()
+        for said, way_on in ((per_rank, "leave parallel.pool=global"), (sharded, "leave parallel.base=whole")):
+            assert "selector.order=second" in said and said.endswith(f"set selector.order=first, or {way_on}")
 
 
 class Two(Ranks):

@@ -62,6 +62,7 @@ class Case:
 
 
 WEIGH = FilterWeight(filter_size=KEPT)
+PIECES = (("pool_micro_batch", 2),)
 CASES: dict[str, Case] = {
     "filter_weight-lora-adamw": Case(WEIGH, sizes=(2, 4)),
     "filter_weight-full-adamw": Case(WEIGH, lora=False, sizes=(2, 4)),
@@ -71,6 +72,14 @@ CASES: dict[str, Case] = {
     "greats-lora-adamw": Case(Greats(filter_size=KEPT), sizes=(2, 4)),
     "max_loss-lora-adamw": Case(MaxLoss(filter_size=KEPT), update="two_pass", sizes=(2, 4)),
     "opus-lora-adamw": Case(Opus(filter_size=KEPT, sketch=512)),
+    "data_shapley-second-lora": Case(DataShapley(filter_size=KEPT, order="second", lr=0.5), sizes=(2, 4)),
+    "pieces-full-adamw": Case(WEIGH, lora=False, update="two_pass", options=PIECES, sizes=(2, 4)),
+    "pieces-lora-sketched": Case(
+        WEIGH, update="two_pass", options=(*PIECES, ("mode", "sketch"), ("sketch_dim", 4)), sizes=(2, 4)
+    ),
+    "pieces-sharded-full": Case(
+        FilterWeight(filter_size=KEPT), lora=False, update="two_pass", options=PIECES, sharded=True
+    ),
     "sharded-lora-adamw": Case(WEIGH, sharded=True),
     "sharded-lora-two_pass": Case(FilterWeight(filter_size=2), update="two_pass", sharded=True),
     "sharded-full-adamw": Case(WEIGH, lora=False, sharded=True),
@@ -121,6 +130,21 @@ MORE: dict[str, Case] = {
         FilterWeight(filter_size=4), lora=False, options=(("first_step", "identity"),), per_rank=True, sharded=True
     ),
     "embedding-lora-adamw": Case(Embedding(filter_size=KEPT), update="two_pass"),
+    "data_shapley-second-full": Case(
+        DataShapley(filter_size=KEPT, order="second", lr=0.5), lora=False, optimizer="sgd"
+    ),
+    "pieces-lora-sgd": Case(WEIGH, optimizer="sgd", update="two_pass", options=PIECES),
+    "pieces-lora-ema": Case(WEIGH, update="two_pass", options=(*PIECES, ("target_ema", 0.5), ("every", 2))),
+    "pieces-lora-opus": Case(Opus(filter_size=KEPT, sketch=512), update="two_pass", options=PIECES),
+    "pieces-full-tied": Case(WEIGH, lora=False, family="qwen3", update="two_pass", options=(*PIECES, ("layers", ".*"))),
+    "pieces-full-experts": Case(WEIGH, lora=False, family="mixtral", update="two_pass", options=PIECES),
+    "pieces-full-norms": Case(GradNorm(filter_size=KEPT), lora=False, update="two_pass", options=PIECES),
+    "pieces-lora-max_loss": Case(MaxLoss(filter_size=KEPT), update="two_pass", options=PIECES),
+    "pieces-lora-embedding": Case(Embedding(filter_size=KEPT), update="two_pass", options=PIECES),
+    "pieces-sharded-lora": Case(FilterWeight(filter_size=2), update="two_pass", options=PIECES, sharded=True),
+    "pieces-sharded-sketched": Case(
+        WEIGH, lora=False, update="two_pass", options=(*PIECES, ("mode", "sketch"), ("sketch_dim", 4)), sharded=True
+    ),
 }
 NOTHING_THERE = 3
 """At this step the first process's rows are without a response."""
@@ -200,7 +224,8 @@ def trajectory(case: Case, ranks: Ranks | None) -> dict[str, Tensor]:
         optimizer.zero_grad()
         values = {"K": signals.gram, "b": signals.alignment, "losses": signals.losses, "norms": signals.norms}
         values |= {"valid": signals.valid.double(), "index": trained.index.double(), "weight": trained.weight.double()}
-        values |= {"tasks": signals.task_alignment, "task_norms": signals.task_norms, "seen": losses.nan_to_num()}
+        values |= {"tasks": signals.task_alignment, "task_norms": signals.task_norms, "curvature": signals.curvature}
+        values |= {"seen": losses.nan_to_num()}
         found |= {f"{step}/{name}": value for name, value in values.items() if value is not None}
     trained = {name: held.detach() for name, held in model.named_parameters() if held.requires_grad}
     return found | {f"weights/{name}": held for name, held in gathered(trained).items()}
@@ -230,6 +255,19 @@ def unreached(ranks: Ranks, numbers: tuple[int, int]) -> str:
     return "nothing"
 
 
+def refused(ranks: Ranks, sharded: bool) -> str:
+    """What is said to a selector that asks for curvature where there is none to be had."""
+    case = Case(WEIGH, sharded=sharded)
+    model = in_shards(case.model(), ranks if sharded else None)
+    pool = "global" if sharded else "per_rank"
+    scorer = ParallelScorer(model, case.optimizer_of(model), ranks=ranks, pool=pool)
+    try:
+        scorer.check(DataShapley(filter_size=KEPT, order="second", lr=0.5).needs)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
 def main(out: Path, rank: int | None, cases: dict[str, Case]) -> None:
     """Run the cases of four together, and those of two half by the first pair and half by the second."""
     if rank is None:
@@ -251,7 +289,8 @@ def main(out: Path, rank: int | None, cases: dict[str, Case]) -> None:
         if 4 in case.sizes:
             torch.save(trajectory(case, four), out / f"{name}-4-{rank}.pt")
     said = [unreached(pair, numbers) for numbers in ((0, 1), (0, 0), (1, 0))]
-    (out / f"unreached-{rank}.txt").write_text("\n".join(said))
+    said += [refused(pair, sharded) for sharded in (False, True)]
+    (out / f"said-{rank}.txt").write_text("\n".join(said))
     first = next(iter(cases))
     before, wire = four.bytes, Ranks("bf16")
     trajectory(cases[first], four)

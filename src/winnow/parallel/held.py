@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from winnow.gradients.factors.precision import accumulation_dtype
 from winnow.lm.layout import Batch
-from winnow.lm.shards import from_rows, in_rows
+from winnow.lm.shards import from_rows, here, in_rows
 from winnow.parallel.ranks import Ranks
 from winnow.scorer.held import HeldFactors
 from winnow.selection import Selection
@@ -83,6 +84,29 @@ def reached(own: Iterable[str], parameters: Mapping[str, nn.Parameter], ranks: R
     known = set(own)
     mask = torch.tensor([float(name in known) for name in parameters], device=ranks.device)
     return [name for name, found in zip(parameters, ranks.sum(mask).tolist(), strict=True) if found]
+
+
+def summed(own: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], ranks: Ranks) -> dict[str, Tensor]:
+    """Sums over the processes of what each has by parameter, in the precision of sums.
+
+    Args:
+        own: of this process; a parameter that is missing counts as zeros.
+        parameters: all of them, by name.
+        ranks: the processes.
+
+    Returns:
+        Of every parameter that some process has; of one in rows, those that are here.
+    """
+
+    def parts() -> Iterator[tuple[str, Tensor]]:
+        for name in reached(own, parameters, ranks):
+            parameter, found = parameters[name], own.get(name)
+            dtype = accumulation_dtype(parameter.dtype)
+            if found is None:
+                found = torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
+            yield name, found.to(dtype)
+
+    return {name: here(value) for name, value in reduced(parts(), parameters, ranks)}
 
 
 class ParallelHeld(HeldFactors):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from winnow.geometry.base import Preconditioner
 from winnow.geometry.preconditioners import Diagonal, Identity, Multiple, OneSided, RankOne
 from winnow.gradients.factors.base import Factor
 from winnow.gradients.factors.dense import Dense
+from winnow.lm.shards import in_rows
 from winnow.parallel.ranks import Ranks
+from winnow.products.parcel import Parcel, Tau
 
 
 def axis_of(preconditioner: Preconditioner) -> int:
@@ -73,6 +77,40 @@ def spread(preconditioner: Preconditioner, joined: Callable[[Tensor], Tensor]) -
     if isinstance(preconditioner, Multiple):
         return Multiple(spread(preconditioner.inner, joined), preconditioner.scale)
     return Diagonal(joined(preconditioner.diagonal)) if isinstance(preconditioner, Diagonal) else preconditioner
+
+
+def whole_parcel(parcel: Parcel, parameter: nn.Parameter, ranks: Ranks) -> Parcel:
+    """What is compared where all rows of a parameter are needed; called by every process.
+
+    Args:
+        parcel: with gradients of the whole, and P and tau of the rows that are here.
+        parameter: whose they are.
+        ranks: the processes.
+
+    Returns:
+        The same, with P and tau of the whole; of a parameter that is whole everywhere, the parcel itself.
+    """
+    if not in_rows(parameter):
+        return parcel
+    joined = partial(ranks.join_rows, height=len(parameter))
+    return replace(
+        parcel,
+        preconditioner=spread(parcel.preconditioner, joined),
+        tau=None if parcel.tau is None else tau_of(joined(parcel.tau.tensor())),
+        by_task=[joined(one) for one in parcel.by_task],
+    )
+
+
+def tau_of(tensor: Float[Tensor, "*shape"] | None) -> Tau | None:
+    """A target gradient that is there.
+
+    Args:
+        tensor: it; None where no target is needed.
+
+    Returns:
+        As a parcel has it.
+    """
+    return None if tensor is None else Tau(lambda: tensor)
 
 
 def piece_of(tensor: Float[Tensor, "*shape"], piece: slice, axis: int) -> Float[Tensor, "*piece"]:

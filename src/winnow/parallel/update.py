@@ -69,7 +69,7 @@ class ParallelUpdate(Update):
             parameter.grad = None
         own = own_of(selection, self.ranks, total)
         if self.forward.together:
-            trained, found = self._in_step(pool, own, len(selection), backward)
+            trained, found = self._in_steps(pool, own, backward)
         else:
             trained, found = super().second_pass(pool, own, backward)
         known = torch.zeros(total, dtype=torch.bool)
@@ -77,11 +77,13 @@ class ParallelUpdate(Update):
         report = torch.stack([found.nan_to_num(), found.isfinite().float(), known.float()]).to(self.ranks.device)
         losses, seen, kept = self.ranks.sum(report).cpu()
         whole = selection
-        if int(kept.sum()) < len(selection):  # a loss that was not finite: its share goes to all the others
+        if int(kept.sum()) < len(selection):  # losses that were not finite
             there = kept.bool()[selection.index.cpu()].to(selection.index.device)
             whole = Selection(selection.index[there], selection.weight[there], selection.diagnostics)
-        scale = len(trained) * len(selection) / (max(1, len(own)) * max(1, len(whole)))
-        self._reduce(1.0 if self.forward.together else scale)
+        scale = 1.0
+        if self.micro_batch is None and not self.forward.together:  # their share goes to all the others
+            scale = len(trained) * len(selection) / (max(1, len(own)) * max(1, len(whole)))
+        self._reduce(scale)
         for name, earlier in before.items():
             if earlier is not None:
                 now = self.trainable[name].grad
@@ -101,13 +103,28 @@ class ParallelUpdate(Update):
         for held in rows.values():
             held.grad = _times(held.grad, self.ranks.size)
 
-    def _in_step(
-        self, pool: Batch, own: Selection, chosen: int, backward: Callable[[Tensor], None]
+    def _in_steps(
+        self, pool: Batch, own: Selection, backward: Callable[[Tensor], None]
     ) -> tuple[Selection, Float[Tensor, " pool"]]:
         """As of one process, of a model that all have to run at the same time, whether they keep anything or not."""
         found = torch.full((len(pool["labels"]),), torch.nan, dtype=torch.float32)
-        portion = chosen / max(1, len(own))  # what each weight was multiplied by, turned round
-        while kept_by_all := self._count(len(own)):
+        portion = 1 / max(1, len(own))  # what each weight was multiplied by, times those chosen, turned round
+        most = int(self.ranks.gather(torch.tensor([len(own)], device=self.ranks.device), self.ranks.size).max())
+        size, trained = self.micro_batch or max(1, most), list[Selection]()
+        for start in range(0, most, size):
+            part = slice(start, start + size)
+            piece = Selection(own.index[part], own.weight[part] * portion, own.diagnostics)
+            trained.append(self._in_step(pool, piece, found, backward))
+        kept = torch.cat([own.index[:0], *(one.index for one in trained)])
+        weight = torch.cat([own.weight[:0], *(one.weight / portion for one in trained)])
+        return Selection(kept, weight, own.diagnostics), found
+
+    def _in_step(
+        self, pool: Batch, own: Selection, found: Float[Tensor, " pool"], backward: Callable[[Tensor], None]
+    ) -> Selection:
+        """One piece of every process at the same time; ``found`` takes the losses."""
+        begun = kept_by_all = self._count(len(own))
+        while kept_by_all:
             some, device = len(own) > 0, pool["labels"].device
             kept = take(pool, own.index.to(device)) if some else part_of(pool, self.ranks, only_blank=True)
             losses = self.forward.losses(kept, TRAINED)
@@ -115,12 +132,13 @@ class ParallelUpdate(Update):
             found[own.index.cpu()] = losses.detach().cpu().type(found.dtype)[: len(own)]
             if not self.ranks.anywhere(not bool(finite.all())):
                 share = torch.zeros(len(losses), device=device)
-                share = own.weight.to(device) * (portion / kept_by_all) if some else share
+                share = own.weight.to(device) * (begun / kept_by_all) if some else share
                 backward((weighed(torch.where(losses.isfinite(), losses, 0), kept) * share).sum())
                 break
             there = finite[: len(own)].to(own.index.device)
             own = Selection(own.index[there], own.weight[there], own.diagnostics)
-        return own, found
+            kept_by_all = self._count(len(own))
+        return own
 
     def _count(self, own: int) -> int:
         return int(self.ranks.sum(torch.tensor([float(own)], device=self.ranks.device)))

@@ -15,6 +15,7 @@ from winnow.gradients.factors.precision import accumulation_dtype
 from winnow.lm.batch import TargetBatch, concatenate
 from winnow.lm.layout import Batch
 from winnow.lm.shards import here, in_rows, rows_here
+from winnow.parallel.held import reached
 from winnow.parallel.part import part_of, target_part
 from winnow.parallel.ranks import Ranks
 from winnow.scorer.held import HeldFactors
@@ -100,25 +101,18 @@ class PartVisit:
         Returns:
             Their names.
         """
-        names = list(self.scope.parameters)
-        mask = torch.tensor([float(name in self.arrived) for name in names], device=self.ranks.device)
-        return [name for name, found in zip(names, self.ranks.sum(mask).tolist(), strict=True) if found]
+        return reached(self.arrived, self.scope.parameters, self.ranks)
 
     def gradients(self, name: str) -> Factor:
-        """A parameter's gradients, zeros where this process's loss did not reach it.
+        """A parameter's gradients, see :func:`gradients_of`; they are not kept any longer.
 
         Args:
             name: the parameter.
 
         Returns:
-            Of candidates and target examples, in the precision of sums; they are not kept any longer.
+            Of candidates and target examples.
         """
-        found = self.arrived.pop(name, None)
-        if found is not None:
-            return found.to(accumulation_dtype(found.dtype))
-        parameter = self.scope.parameters[name]
-        dtype = accumulation_dtype(parameter.dtype)
-        return Dense(torch.zeros(len(self.batch["labels"]), *parameter.shape, dtype=dtype, device=parameter.device))
+        return gradients_of(self.arrived.pop(name, None), self.scope.parameters[name], len(self.batch["labels"]))
 
     def preconditioner(self, name: str, candidates: Factor, ready: Mapping[str, Preconditioner]) -> Preconditioner:
         """P of a parameter.
@@ -192,19 +186,6 @@ class PartVisit:
         parameter = self.scope.parameters[name]
         return rows_here(parameter).start if in_rows(parameter) else 0
 
-    def joined(self, name: str, tensor: Float[Tensor, " rows *rest"]) -> Float[Tensor, " height *rest"]:
-        """Of what this process has some rows of, all.
-
-        Args:
-            name: the parameter.
-            tensor: of it, as :meth:`tau` gives.
-
-        Returns:
-            A tensor of the parameter's shape.
-        """
-        parameter = self.scope.parameters[name]
-        return self.ranks.join_rows(tensor, len(parameter)) if in_rows(parameter) else tensor
-
     def _target(self, name: str, factor: Factor, share: Tensor) -> Tensor:
         return self._summed(name, factor.examples(slice(self.size, len(factor))), share)
 
@@ -220,3 +201,20 @@ class PartVisit:
             return factor
         local = here(parameter.detach())
         return Dense(torch.zeros(0, *local.shape, dtype=factor.dtype, device=local.device))
+
+
+def gradients_of(arrived: Factor | None, parameter: Float[Tensor, "*shape"], count: int) -> Factor:
+    """A parameter's gradients in the precision of sums, zeros where this process's loss did not reach it.
+
+    Args:
+        arrived: as they came.
+        parameter: whose they are.
+        count: of the examples.
+
+    Returns:
+        One for each example.
+    """
+    if arrived is not None:
+        return arrived.to(accumulation_dtype(arrived.dtype))
+    dtype = accumulation_dtype(parameter.dtype)
+    return Dense(torch.zeros(count, *parameter.shape, dtype=dtype, device=parameter.device))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -34,7 +34,6 @@ class Counted(Way):
         # One row more than the pool has: the target's.
         self._sketches = gram.new_zeros(len(gram) + 1, needs.sketch)
         self._targets: set[str] = set()
-        self._rows = slice(None)
 
     def add(self, parcel: Parcel) -> None:
         """Add to the sketches; norms are not taken.
@@ -56,7 +55,6 @@ class Counted(Way):
             ``formed``, and that b is done.
         """
         factor, device = parcel.factor, self._sketches.device
-        self._rows = parcel.rows
         scaled, own = parcel.preconditioner.factor(factor, self.half), self._sketches[:-1][parcel.rows]
         height = factor.shape[0] if factor.shape else 1
         width = max(1, factor.shape[1:].numel())
@@ -69,13 +67,15 @@ class Counted(Way):
             self._add_target(parcel, self.sums.needs.alignment - self.half)
         return "formed", True
 
-    def join(self, gather: Callable[[Tensor], Tensor]) -> None:
+    def join(self, rows: slice, received: Callable[[Tensor], Iterable[Tensor]]) -> None:
         """Take others' sketches beside these; all have the target's.
 
         Args:
-            gather: from rows of these candidates to those of all.
+            rows: these candidates.
+            received: from rows of these candidates to those of all.
         """
-        self._sketches[:-1] = gather(self._sketches[:-1][self._rows])
+        for whole in received(self._sketches[:-1][rows]):
+            self._sketches[:-1] = whole
 
     def finish(self) -> None:
         """K and b of the sketches."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -75,13 +75,14 @@ class Products:
             self.way.work.beside(factor, parcel.targets, len(parcel.by_task), parcel.hvp is not None)
         self.way.add(parcel)
 
-    def join(self, gather: Callable[[Tensor], Tensor]) -> None:
-        """Complete what was stored of some candidates, in one go, by what others have stored of theirs.
+    def join(self, rows: slice, received: Callable[[Tensor], Iterable[Tensor]]) -> None:
+        """Complete what was stored of some candidates in one go, by what others have stored of theirs.
 
         Args:
-            gather: from rows of these candidates to those of all.
+            rows: these candidates.
+            received: from what is stored of these to what there is of all, or one part of it after another.
         """
-        self.way.join(gather)
+        self.way.join(rows, received)
 
     def finish(self) -> Sums:
         """Take K and b from what was summed or stored on the way.

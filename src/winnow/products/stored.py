@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from torch import Tensor
@@ -50,15 +50,21 @@ class Stored(Way):
             self._stored[parcel.name].append((parcel.rows, kept))
         return "formed", False
 
-    def join(self, gather: Callable[[Tensor], Tensor]) -> None:
-        """Take what others have kept of their candidates beside these.
+    def join(self, rows: slice, received: Callable[[Tensor], Iterable[Tensor]]) -> None:
+        """Multiply what is kept of these candidates and of others.
 
         Args:
-            gather: from rows of these candidates to those of all.
+            rows: these candidates.
+            received: from what is kept of these to what there is of all, or one part of it after another.
         """
-        for name, ((_, own),) in list(self._stored.items()):
-            whole = gather(own)
-            self._stored[name] = [(slice(0, len(whole)), whole)]
+        gram = self.sums.gram
+        for name in list(self._stored):
+            own = _side_by_side(self._stored.pop(name), rows)
+            assert gram is not None
+            for whole in received(own):
+                if self.work is not None:
+                    self.work.spend(float(whole.numel() * len(whole)))
+                gram += whole @ whole.T
 
     def finish(self) -> None:
         """Multiply every piece by every other."""
@@ -74,3 +80,13 @@ class Stored(Way):
                     gram[rows, others] += block
                     if others != rows:
                         gram[others, rows] += block.T
+
+
+def _side_by_side(pieces: list[tuple[slice, Tensor]], rows: slice) -> Tensor:
+    """Pieces in one tensor, zeros where none has come."""
+    if len(pieces) == 1 and pieces[0][0] == rows:
+        return pieces[0][1]
+    whole = pieces[0][1].new_zeros(rows.stop - rows.start, pieces[0][1].shape[1])
+    for piece, kept in pieces:
+        whole[piece.start - rows.start : piece.stop - rows.start] = kept
+    return whole

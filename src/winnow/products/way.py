@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -57,11 +57,12 @@ class Way(ABC):
         if self.work is not None:
             self.work.note(kind, arrived, parcel.targets, self.noted, aligned)
 
-    def join(self, gather: Callable[[Tensor], Tensor]) -> None:
+    def join(self, rows: slice, received: Callable[[Tensor], Iterable[Tensor]]) -> None:
         """Complete what was stored of some candidates by what others have stored of theirs; nothing is by default.
 
         Args:
-            gather: from rows of these candidates to those of all.
+            rows: these candidates.
+            received: from what is stored of these to what there is of all, or one part of it after another.
         """
         return
 

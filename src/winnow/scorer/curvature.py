@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,13 +15,17 @@ from winnow.lm.forward import Forward
 from winnow.lm.layout import KEYS, Batch, weighed, weights_beside
 from winnow.lm.passes import CURVED, SUMMED
 
+Total = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+"""Sums by parameter over all processes that have a part of the pool or the target."""
+
 
 def pool_curvature(
     forward: Forward,
     parameters: Mapping[str, nn.Parameter],
     pool: Batch,
-    usable: Bool[Tensor, " pool"],
+    present: Bool[Tensor, " pool"],
     target: TargetBatch,
+    total: Total = dict,
 ) -> dict[str, Tensor]:
     """H v with H the Hessian of the weighted target loss and v = sum_j g_j over the pool, by double backward.
 
@@ -29,20 +33,33 @@ def pool_curvature(
         forward: the model, scored as it is (dropout off).
         parameters: those that take part; H and v are restricted to them.
         pool: the candidates.
-        usable: which of them v sums over; the others are not run.
+        present: which of them have a response token; v sums over those of finite loss.
         target: target examples; those without a share are not run.
+        total: from the sums of this pool and this target to those of all, where there are others.
 
     Returns:
         H v by parameter, in the parameters' own precision; parameters with H v = 0 by construction are absent.
     """
     held, weight = list(parameters.values()), target.share
+    first: Sequence[Tensor | None] = [None] * len(held)
+    second = first
+    with torch.no_grad():
+        usable = present & forward.losses(pool).isfinite()
     with twice():
-        rows = _rows(pool, usable)
-        losses = weighed(forward.losses(rows, SUMMED), rows)
-        total = torch.autograd.grad(losses[losses.isfinite()].sum(), held, allow_unused=True)
-        losses = forward.losses(_rows(target.tokens, weight > 0), CURVED)
-        second = product((losses * weight[weight > 0].to(losses.dtype)).sum(), held, total)
-    return {name: value.detach() for name, value in zip(parameters, second, strict=True) if value is not None}
+        if bool(usable.any()):
+            rows = _rows(pool, usable)
+            losses = weighed(forward.losses(rows, SUMMED), rows)
+            first = torch.autograd.grad(losses[losses.isfinite()].sum(), held, allow_unused=True)
+        vector = total(_named(parameters, first))
+        if vector and bool((weight > 0).any()):
+            losses = forward.losses(_rows(target.tokens, weight > 0), CURVED)
+            loss = (losses * weight[weight > 0].to(losses.dtype)).sum()
+            second = product(loss, held, [vector.get(name) for name in parameters])
+    return total(_named(parameters, second)) if vector else {}
+
+
+def _named(parameters: Mapping[str, nn.Parameter], values: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in zip(parameters, values, strict=True) if value is not None}
 
 
 @contextmanager
@@ -69,36 +86,9 @@ def product(
     vector = [None if one is None else one.detach() for one in first] if vector is None else vector
     pairs = zip(first, vector, strict=True)
     terms = [(mine * other).sum() for mine, other in pairs if mine is not None and other is not None]
+    if not terms:
+        return [None] * len(held)
     return torch.autograd.grad(torch.stack(terms).sum(), held, allow_unused=True)
-
-
-def scored_curvature(
-    forward: Forward,
-    parameters: Mapping[str, nn.Parameter],
-    pool: Batch,
-    present: Bool[Tensor, " pool"],
-    target: TargetBatch | None,
-) -> dict[str, Tensor]:
-    """:func:`pool_curvature` over the candidates of finite loss.
-
-    Args:
-        forward: the model, scored as it is.
-        parameters: those that take part.
-        pool: the candidates.
-        present: which of them have a response token.
-        target: target examples.
-
-    Returns:
-        H v by parameter; empty where no candidate can be used.
-
-    Raises:
-        ValueError: there is no target batch.
-    """
-    if target is None:
-        raise ValueError("the curvature of the target loss is computed at every call: give it a target batch")
-    with torch.no_grad():
-        usable = present & forward.losses(pool).isfinite()
-    return pool_curvature(forward, parameters, pool, usable, target) if bool(usable.any()) else {}
 
 
 def _rows(batch: Batch, index: Tensor) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from winnow.gradients.factors.precision import accumulation_dtype
 from winnow.gradients.weighted_sum import weighted_sum
 from winnow.lm.batch import TargetBatch, pieces
 from winnow.lm.layout import Batch
+from winnow.lm.shards import here
 from winnow.products.cost import Work
 from winnow.products.metered import metered
 from winnow.products.mode import STORED_NUMBERS
@@ -63,7 +64,7 @@ def score_in_pieces(
         def add(name: str, factor: Factor, rows: slice = rows) -> None:
             nonlocal products
             if products is None:
-                products = Products(needs, size, factor.dtype, device, scope.mode, _store(scope, size), work=work)
+                products = Products(needs, size, factor.dtype, device, scope.mode, stored_as(scope, size), work=work)
             candidates, tau = factor.to(accumulation_dtype(factor.dtype)), None
             if needs.target:
                 tau = Tau(
@@ -102,7 +103,7 @@ def preconditioners(
 
     def ask(name: str) -> Tensor:
         asked[name] = parameters[name]
-        return torch.zeros_like(parameters[name], dtype=accumulation_dtype(parameters[name].dtype))
+        return torch.zeros_like(here(parameters[name].detach()), dtype=accumulation_dtype(parameters[name].dtype))
 
     found = {name: build(name, lambda name=name: ask(name)) for name in parameters}  # type: ignore[misc]
     if asked:
@@ -120,7 +121,16 @@ def _staged(scope: Scope, target: TargetBatch, micro_batch: int, work: Work) -> 
     return {name: scope.target.stage(name, gradient) for name, gradient in total.items()}
 
 
-def _store(scope: Scope, size: int) -> str:
+def stored_as(scope: Scope, size: int) -> str:
+    """What is kept of candidates that arrive in pieces, so that K has the products across pieces.
+
+    Args:
+        scope: the model and what goes with it.
+        size: candidates of the pool.
+
+    Returns:
+        ``gradients`` or ``sketches``.
+    """
     if scope.mode.mode == "auto":
         numbers = size * sum(parameter.numel() for parameter in scope.parameters.values())
         return "gradients" if numbers <= STORED_NUMBERS else "sketches"

@@ -13,6 +13,7 @@ from winnow.lm.batch import TargetBatch
 from winnow.lm.layout import Batch
 from winnow.products.cost import Work
 from winnow.products.sums import Sums
+from winnow.scorer.curvature import pool_curvature
 from winnow.scorer.held import HeldFactors
 from winnow.scorer.pieces import score_in_pieces
 from winnow.scorer.scope import Scope
@@ -75,6 +76,27 @@ class PoolPass:
                 f"the selector has sketches of its own (selector.sketch={needs.sketch}), and scoring.mode=sketch would "
                 f"sketch once more; set scoring.mode to exact, ghost or auto"
             )
+
+    def curvature(self, pool: Batch, present: Bool[Tensor, " pool"], target: TargetBatch | None) -> dict[str, Tensor]:
+        """H sum_j g_j by parameter, see :func:`winnow.scorer.curvature.pool_curvature`.
+
+        Args:
+            pool: the candidates.
+            present: which of them have a response token.
+            target: target examples.
+
+        Returns:
+            What :meth:`__call__` takes as ``hvp``.
+
+        Raises:
+            ValueError: there is no target batch.
+        """
+        if target is None:
+            raise ValueError("the curvature of the target loss is computed at every call: give it a target batch")
+        return self._curvature(pool, present, target)
+
+    def _curvature(self, pool: Batch, present: Tensor, target: TargetBatch) -> dict[str, Tensor]:
+        return pool_curvature(self.scope.forward, self.scope.parameters, pool, present, target)
 
     def __call__(
         self,

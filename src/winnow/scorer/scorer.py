@@ -19,7 +19,6 @@ from winnow.lm.layout import Batch, response_tokens, right_padded
 from winnow.lm.quiet import quiet
 from winnow.products.mode import Mode
 from winnow.scorer.checks import Checks
-from winnow.scorer.curvature import scored_curvature
 from winnow.scorer.forward import facts, forward_signals
 from winnow.scorer.meter import Meter
 from winnow.scorer.one_pass import Update
@@ -260,7 +259,7 @@ class Scorer:
             raise ValueError("this call has to compute the target gradient: give it a target batch")
         hvp = None
         if needs.curvature:
-            hvp = scored_curvature(self._pass.scope.forward, self.parameters, pool, tokens > 0, target)
+            hvp = self._pass.curvature(pool, tokens > 0, target)
         used = target if due else None
         try:
             losses, sums = self._pass(pool, used, needs, hvp=hvp, held=self._update.held)
