@@ -9,10 +9,12 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor
 
+from winnow.geometry.base import Preconditioner
 from winnow.gradients.backward import backward_through
 from winnow.gradients.factors.dense import Dense
 from winnow.lm.batch import TargetBatch
 from winnow.lm.layout import Batch, response_tokens
+from winnow.lm.shards import in_rows
 from winnow.parallel.held import summed
 from winnow.parallel.part import part_of, target_part
 from winnow.parallel.pieces import PartInPieces
@@ -131,41 +133,52 @@ class ParallelPass(PoolPass):
             rows, total = slice(0, visit.size), visit.size
         products: Products | None = None
         ready = self.scope.geometry.ready(self.scope.parameters)
-        for name in visit.reached():
-            factor = visit.gradients(name)
-            candidates = factor.examples(slice(0, visit.size))
-            preconditioner = visit.preconditioner(name, candidates, ready)
-            tau = visit.tau(name, factor)
-            by_task = visit.by_task(name, factor)
-            if products is None:
-                store, tasks = "sketches" if mode.mode == "sketch" else None, self.scope.target.tasks
-                precision = visit.precision or factor.dtype
-                products = Products(needs, total, precision, visit.losses.device, mode, store, tasks, self.work)
-            parcel = Parcel(name, candidates, preconditioner, tau_of(tau), targets=len(factor) - visit.size)
-            parcel.by_task, parcel.hvp = by_task, hvp.get(name)
-            if apart:
-                products.add(whole_parcel(replace(parcel, rows=rows), self.scope.parameters[name], self.ranks))
-            else:
-                self.work.multiplications += candidates.forming
-                self._send(products, parcel, total, visit.first_row(name))
+        for factors in visit.batches():
+            by_name = {name: visit.preconditioner(name, factor, ready) for name, factor in factors.items()}
+            in_part = set[str]() if apart else self._in_part(needs, by_name)
+            taus = visit.taus(factors, in_part)
+            for name in list(factors):
+                factor = factors.pop(name)
+                if products is None:
+                    store, tasks = "sketches" if mode.mode == "sketch" else None, self.scope.target.tasks
+                    precision = visit.precision or factor.dtype
+                    products = Products(needs, total, precision, visit.losses.device, mode, store, tasks, self.work)
+                candidates, of_target = factor.examples(slice(0, visit.size)), taus[name]
+                tau = tau_of(of_target[0]) if of_target else None
+                parcel = Parcel(name, candidates, by_name[name], tau, targets=len(factor) - visit.size)
+                parcel.by_task, parcel.hvp = of_target[1:], hvp.get(name)
+                if apart:
+                    products.add(whole_parcel(replace(parcel, rows=rows), self.scope.parameters[name], self.ranks))
+                else:
+                    self.work.multiplications += candidates.forming
+                    self._send(products, parcel, total, name in in_part)
         if products is None:
             return Products(needs, visit.total, visit.losses.dtype, visit.losses.device, mode).finish()
         if self.blocks:
             return totals.blocks(products.finish())
         return totals.apart(products) if apart else totals.over_all(products.finish(), ["gram"])
 
-    def _send(self, products: Products, parcel: Parcel, total: int, first: int) -> None:
+    def _in_part(self, needs: Needs, by_name: Mapping[str, Preconditioner]) -> set[str]:
+        """Parameters of whose target gradient a process needs its rows alone: it is not kept, and P mixes no rows."""
+        if self.scope.target.keep or needs.momentum:
+            return set()
+        return {name for name, preconditioner in by_name.items() if axis_of(preconditioner) == 0}
+
+    def _send(self, products: Products, parcel: Parcel, total: int, in_part: bool) -> None:
         """Send candidates' gradients to where the rows are, and add the rows that are here."""
         axis, elements = axis_of(parcel.preconditioner), self.scope.mode.chunk_elements
+        here = self.ranks.rows(parcel.factor.shape[0] if parcel.factor.shape else 1).start
+        first = here if in_rows(self.scope.parameters[parcel.name]) else 0
         for sent, values in shards(parcel.factor, self.ranks, total, elements, axis):
             piece = slice(sent.start - first, sent.stop - first)
+            of_tau = slice(sent.start - here, sent.stop - here) if in_part else piece
             products.add(
                 replace(
                     parcel,
                     factor=Dense(values),
                     preconditioner=cut(parcel.preconditioner, piece, axis),
-                    tau=None if parcel.tau is None else tau_of(piece_of(parcel.tau.tensor(), piece, axis)),
-                    by_task=[piece_of(one, piece, axis) for one in parcel.by_task],
+                    tau=None if parcel.tau is None else tau_of(piece_of(parcel.tau.tensor(), of_tau, axis)),
+                    by_task=[piece_of(one, of_tau, axis) for one in parcel.by_task],
                     hvp=None if parcel.hvp is None else piece_of(parcel.hvp, piece, axis),
                 )
             )

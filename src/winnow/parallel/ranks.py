@@ -139,14 +139,37 @@ class Ranks:
         Returns:
             ``rows(height)`` of the sum.
         """
-        height = len(tensor)
-        missing, mine = self.share(height) * self.size - height, self.rows(height)
-        sent = tensor.detach().contiguous()
-        sent = torch.cat([sent, sent.new_zeros(missing, *sent.shape[1:])]) if missing else sent
-        out = sent.new_empty(self.share(height), *sent.shape[1:])
-        _reduce_scatter(out, sent, group=self.group)
+        return self.sums_rows([tensor])[0]
+
+    def sums_rows(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The rows of several sums for the price of one.
+
+        Args:
+            tensors: of one precision, with a first dimension; each as of :meth:`sum_rows`.
+
+        Returns:
+            ``rows(height)`` of each sum.
+        """
+        if not tensors:
+            return []
+        sent = torch.cat([self._parts(tensor.detach()) for tensor in tensors], 1).contiguous()
+        out = sent.new_empty(sent.shape[1])
+        _reduce_scatter(out, sent.flatten(), group=self.group)
         self._sent((self.size - 1) / self.size, sent)
-        return out[: mine.stop - mine.start]
+        found = []
+        for tensor, part in zip(tensors, out.split([self._width(tensor) for tensor in tensors]), strict=True):
+            mine = self.rows(len(tensor))
+            found.append(part.view(self.share(len(tensor)), *tensor.shape[1:])[: mine.stop - mine.start])
+        return found
+
+    def _width(self, tensor: Tensor) -> int:
+        return self.share(len(tensor)) * tensor.shape[1:].numel()
+
+    def _parts(self, tensor: Tensor) -> Float[Tensor, "ranks numbers"]:
+        """A process's rows in each row, zeros where it has no more."""
+        missing = self.share(len(tensor)) * self.size - len(tensor)
+        whole = torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor
+        return whole.reshape(self.size, self._width(tensor))
 
     def join_rows(self, own: Float[Tensor, " rows *rest"], height: int) -> Float[Tensor, " height *rest"]:
         """The rows of all processes, of a tensor of which each has its own.

@@ -101,16 +101,16 @@ def whole_parcel(parcel: Parcel, parameter: nn.Parameter, ranks: Ranks) -> Parce
     )
 
 
-def tau_of(tensor: Float[Tensor, "*shape"] | None) -> Tau | None:
-    """A target gradient that is there.
+def tau_of(tensor: Float[Tensor, "*shape"]) -> Tau:
+    """A target gradient that is there, as a parcel has it.
 
     Args:
-        tensor: it; None where no target is needed.
+        tensor: it.
 
     Returns:
-        As a parcel has it.
+        What gives it.
     """
-    return None if tensor is None else Tau(lambda: tensor)
+    return Tau(lambda: tensor)
 
 
 def piece_of(tensor: Float[Tensor, "*shape"], piece: slice, axis: int) -> Float[Tensor, "*piece"]:

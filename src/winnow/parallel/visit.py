@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,8 +15,8 @@ from winnow.gradients.factors.dense import Dense
 from winnow.gradients.factors.precision import accumulation_dtype
 from winnow.lm.batch import TargetBatch, concatenate
 from winnow.lm.layout import Batch
-from winnow.lm.shards import here, in_rows, rows_here
-from winnow.parallel.held import reached
+from winnow.lm.shards import here, in_rows
+from winnow.parallel.held import BUCKET, reached
 from winnow.parallel.part import part_of, target_part
 from winnow.parallel.ranks import Ranks
 from winnow.scorer.held import HeldFactors
@@ -95,31 +96,30 @@ class PartVisit:
             self.arrived[name] = factor
             self.precision = self.precision or factor.dtype
 
-    def reached(self) -> list[str]:
-        """Parameters that the loss of some process reached, in one order everywhere.
+    def batches(self) -> Iterator[dict[str, Factor]]:
+        """Gradients of parameters that the loss of some process reached, in one order everywhere.
 
-        Returns:
-            Their names.
+        Yields:
+            As many parameters as are to be summed in one go, with gradients of candidates and target examples, which
+            are not kept any longer.
         """
-        return reached(self.arrived, self.scope.parameters, self.ranks)
+        found, numbers = dict[str, Factor](), 0
+        for name in reached(self.arrived, self.scope.parameters, self.ranks):
+            parameter = self.scope.parameters[name]
+            found[name] = gradients_of(self.arrived.pop(name, None), parameter, len(self.batch["labels"]))
+            numbers += parameter.numel()
+            if numbers >= BUCKET:
+                yield found
+                found, numbers = {}, 0
+        if found:
+            yield found
 
-    def gradients(self, name: str) -> Factor:
-        """A parameter's gradients, see :func:`gradients_of`; they are not kept any longer.
-
-        Args:
-            name: the parameter.
-
-        Returns:
-            Of candidates and target examples.
-        """
-        return gradients_of(self.arrived.pop(name, None), self.scope.parameters[name], len(self.batch["labels"]))
-
-    def preconditioner(self, name: str, candidates: Factor, ready: Mapping[str, Preconditioner]) -> Preconditioner:
+    def preconditioner(self, name: str, factor: Factor, ready: Mapping[str, Preconditioner]) -> Preconditioner:
         """P of a parameter.
 
         Args:
             name: the parameter.
-            candidates: gradients of this process's candidates.
+            factor: gradients of this process's candidates and target examples.
             ready: those that are known already.
 
         Returns:
@@ -128,71 +128,70 @@ class PartVisit:
         found = ready.get(name)
         if found is not None:
             return found
-        return self.scope.geometry.preconditioner(
-            self.scope.parameters[name], name, lambda: self._summed(name, candidates, self.share)
-        )
+        parameter, candidates = self.scope.parameters[name], factor.examples(slice(0, self.size))
 
-    def tau(self, name: str, factor: Factor) -> Float[Tensor, "*shape"] | None:
-        """The target's gradient of a parameter, summed over the processes; None where no target is needed.
+        def mean() -> Tensor:
+            own = candidates.combine(self.share)
+            return self.ranks.sum_rows(own) if in_rows(parameter) else self.ranks.sum(own)
+
+        return self.scope.geometry.preconditioner(parameter, name, mean)
+
+    def taus(self, factors: Mapping[str, Factor], in_part: Collection[str] = ()) -> dict[str, list[Tensor]]:
+        """The target's gradients of some parameters, summed over the processes.
 
         Args:
-            name: the parameter.
-            factor: gradients of this process's candidates and target examples.
+            factors: gradients of this process's candidates and target examples.
+            in_part: of these the rows are enough that are this process's.
 
         Returns:
-            As :meth:`winnow.scorer.scope.Scope.tau`, the same everywhere; of a parameter in rows, those that are here.
+            For each parameter, as :meth:`winnow.scorer.scope.Scope.tau` has it, the whole target's gradient and then
+            that of every task, where they are asked for; none where no target is needed. Of a parameter in rows,
+            those that are here.
         """
         if not self.needs.target:
-            return None
-        scope, like = self.scope, self._like(name, factor)
+            return {name: [] for name in factors}
+        sums = self._sums(factors, in_part)
+        return {name: self._staged(name, factor, sums.get(name, ())) for name, factor in factors.items()}
+
+    def _sums(self, factors: Mapping[str, Factor], in_part: Collection[str]) -> dict[str, list[Tensor]]:
+        """Sums over the processes of their target examples' gradients, by the shares of the whole and of each task."""
         if self.own is None:
-            return scope.tau(name, self.needs, like, lambda: scope.target.read(name))
-        share = self.own.share
-        return scope.tau(name, self.needs, like, lambda: scope.target.stage(name, self._target(name, factor, share)))
-
-    def by_task(self, name: str, factor: Factor) -> list[Tensor]:
-        """A parameter's gradient on every target task, where that is asked for.
-
-        Args:
-            name: the parameter.
-            factor: gradients of this process's candidates and target examples.
-
-        Returns:
-            One for each task, as :meth:`tau` has them.
-        """
-        found = []
-        for number in range(self.scope.target.tasks if self.needs.per_task else 0):
-            if self.target is None or self.own is None:
-                tau = self.scope.target.read(task_key(name, number))
-            else:
-                whole = torch.where(self.target.task == number, self.target.share, 0).sum()
-                share = torch.where(self.own.task == number, self.own.share, 0)
-                share = share / whole.clamp_min(torch.finfo(share.dtype).tiny)
-                tau = self.scope.target.stage(task_key(name, number), self._target(name, factor, share))
-            like = self._like(name, factor)
-            zeros = torch.zeros(like.shape, dtype=like.dtype, device=self.scope.parameters[name].device)
-            found.append(zeros if tau is None else tau)
+            return {}
+        shares = self._shares(self.own)
+        combined: dict[tuple[torch.dtype, bool], dict[str, list[Tensor]]] = defaultdict(dict)
+        for name, factor in factors.items():
+            examples = factor.examples(slice(self.size, len(factor)))
+            cut = name in in_part or in_rows(self.scope.parameters[name])
+            own = [examples.combine(share) for share in shares]
+            combined[factor.dtype, cut][name] = [one if one.ndim or not cut else one[None] for one in own]
+        found: dict[str, list[Tensor]] = {}
+        for (_, cut), named in combined.items():
+            flat = [one for own in named.values() for one in own]
+            sums = iter(self.ranks.sums_rows(flat) if cut else self.ranks.sums(flat))
+            found |= {name: [next(sums) for _ in own] for name, own in named.items()}
         return found
 
-    def first_row(self, name: str) -> int:
-        """Where P and tau of a parameter begin.
+    def _shares(self, own: TargetBatch) -> list[Tensor]:
+        """This process's shares in the whole target, and in every task where they are asked for."""
+        assert self.target is not None
+        shares = [own.share]
+        for number in range(self.scope.target.tasks if self.needs.per_task else 0):
+            whole = torch.where(self.target.task == number, self.target.share, 0).sum()
+            share = torch.where(own.task == number, own.share, 0)
+            shares.append(share / whole.clamp_min(torch.finfo(share.dtype).tiny))
+        return shares
 
-        Args:
-            name: the parameter.
-
-        Returns:
-            Of a parameter in rows, the first that is here; otherwise 0.
-        """
-        parameter = self.scope.parameters[name]
-        return rows_here(parameter).start if in_rows(parameter) else 0
-
-    def _target(self, name: str, factor: Factor, share: Tensor) -> Tensor:
-        return self._summed(name, factor.examples(slice(self.size, len(factor))), share)
-
-    def _summed(self, name: str, factor: Factor, share: Tensor) -> Tensor:
-        """A weighted sum of all processes' gradients; of a parameter in rows, those that are here."""
-        combined = factor.combine(share)
-        return self.ranks.sum_rows(combined) if in_rows(self.scope.parameters[name]) else self.ranks.sum(combined)
+    def _staged(self, name: str, factor: Factor, sums: Sequence[Tensor]) -> list[Tensor]:
+        """Target gradients as they are to be used now: new ones, or those that are stored."""
+        scope, like = self.scope, self._like(name, factor)
+        keys = [name]
+        keys += [task_key(name, number) for number in range(scope.target.tasks if self.needs.per_task else 0)]
+        of = (
+            [scope.target.stage(*one) for one in zip(keys, sums, strict=True)] if sums else map(scope.target.read, keys)
+        )
+        whole, *by_task = of
+        zeros = torch.zeros(like.shape, dtype=like.dtype, device=scope.parameters[name].device)
+        return [scope.tau(name, self.needs, like, lambda: whole), *(zeros if one is None else one for one in by_task)]
 
     def _like(self, name: str, factor: Factor) -> Factor:
         """Of the shape and precision in which P and tau of a parameter are."""
