@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.families import double
 from tests.parallel import worlds
 from tests.parallel.worlds import CASES, MORE, STEPS
 from winnow.parallel import Diverged, Ranks, check_same
@@ -98,17 +99,40 @@ def test_gradients_in_bf16_on_the_wire_cost_less(core: Path) -> None:
 
 def test_candidates_of_one_process_alone_send_no_gradients(core: Path) -> None:
     sent = read(core / "sent-0.pt") | read(core / "sent-2.pt")
-    assert 0 < int(sent["per_rank-full-adamw"]) < 0.6 * int(sent["filter_weight-full-adamw"])
+    assert 0 < int(sent["per_rank-full-adamw"][0]) < 0.6 * int(sent["filter_weight-full-adamw"][0])
     gram = read(core / "per_rank-full-adamw-2-0.pt")["0/K"]
     assert bool((gram[:7, :7] != 0).all()) and not bool(gram[:7, 7:].any())
 
 
+def share_of(case: worlds.Case) -> int:
+    """Bytes that one of two processes holds of what is split; rows that do not divide by two are filled up."""
+    with double():
+        split = [held for held in case.model().parameters() if not (case.lora and held.requires_grad)]
+    return sum(-(-len(held) // 2) * held[0].numel() * held.element_size() for held in split)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.sharded and not case.options])
+def test_what_fsdp2_sends_is_counted_once(core: Path, name: str) -> None:
+    sent = [found[name] for rank in range(4) if name in (found := read(core / f"sent-{rank}.pt"))]
+    case, whole = CASES[name], (read(core / "sent-0.pt") | read(core / "sent-2.pt"))["filter_weight-lora-adamw"]
+    twice = case.update == "two_pass"
+    passes, reduced = STEPS * (2 if twice else 1), STEPS * twice  # one pass takes gradients before FSDP2 has them
+    # Every pass gathers going forward and going back; of two processes each sends the half that is not its own.
+    times, checks = 2 * passes + (0 if case.lora else reduced), 2 * 2 + (0 if case.lora else 1)
+    if name == worlds.SENT_TOGETHER:
+        # What winnow sends itself is of the adapter, split base or not; checks of the first pool are no step's.
+        assert [int(one[0]) for one in sent] == [int(whole[0]) + times * share_of(case)] * 2 and int(whole[1]) == 0
+    else:
+        assert [int(one[1]) for one in sent] == [(times + checks) * share_of(case)] * 2
+
+
 def test_a_backward_in_which_fsdp2_mixes_experts_up_is_refused(core: Path) -> None:
     for rank in range(4):
-        apart, same, turned, *_ = (core / f"said-{rank}.txt").read_text().splitlines()
+        apart, same, turned, uncounted, *_ = (core / f"said-{rank}.txt").read_text().splitlines()
         assert same == "nothing" and turned == apart
         assert apart.startswith("the loss of some processes reached experts.0.weight and that of others did not (4 ")
         assert "set scoring.update=one_pass, or parallel.base=whole" in apart
+        assert uncounted.startswith("what FSDP2 sends of the model is not counted in budget/bytes: ")
 
 
 def test_curvature_is_refused_where_there_is_no_whole_pool_or_no_way_back_twice(core: Path) -> None:

@@ -1,5 +1,6 @@
 """Four steps of selection by one process, by two and by four: ``python worlds.py OUT core``."""
 
+import logging
 import multiprocessing
 import os
 import sys
@@ -11,6 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
+from torch.distributed.tensor import Shard
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests' own models
 
@@ -18,6 +22,7 @@ from tests.families import build, double, ragged
 from winnow.lm.shards import gathered
 from winnow.parallel import ParallelScorer, Ranks, Stratified
 from winnow.parallel.base import shard_model
+from winnow.parallel.traffic import count_traffic
 from winnow.parallel.update import check_reached
 from winnow.scorer import Scorer
 from winnow.selection import Selection
@@ -150,6 +155,8 @@ NOTHING_THERE = 3
 """At this step the first process's rows are without a response."""
 
 
+SENT_TOGETHER = "sharded-lora-adamw"
+"""What FSDP2 and winnow send here is counted in one number, as a run has it, and otherwise in two."""
 BROKEN, NOT_FINITE = 1, 2
 """A token that no text has, and the step at which one candidate of the second process has it."""
 
@@ -168,10 +175,10 @@ def batches(step: int, spoilt: bool) -> tuple[dict[str, Tensor], dict[str, Tenso
     return pool, target
 
 
-def in_shards(model: nn.Module, ranks: Ranks | None) -> nn.Module:
+def in_shards(model: nn.Module, traffic: Ranks | None) -> nn.Module:
     """The model split over the processes of a group; an adapter stays whole in each."""
-    if ranks is not None:
-        shard_model(model, DeviceMesh.from_group(ranks.group, "cpu"))
+    if traffic is not None:
+        shard_model(model, DeviceMesh.from_group(traffic.group, "cpu"), traffic)
     return model
 
 
@@ -185,11 +192,11 @@ def by_halves(selector: Any, halves: list[Signals], source: torch.Generator) -> 
     return whole, Selection(index, torch.cat([one.weight for one in chosen]))
 
 
-def trajectory(case: Case, ranks: Ranks | None) -> dict[str, Tensor]:
-    """Everything the steps computed, by name."""
+def trajectory(case: Case, ranks: Ranks | None, traffic: Ranks | None = None) -> dict[str, Tensor]:
+    """Everything the steps computed, by name; what FSDP2 sends is counted apart, by ``traffic``."""
     pieces = (("pool_micro_batch", 7),) if ranks is None and ("mode", "sketch") in case.options else ()
     model, found = case.model(), dict[str, Tensor]()
-    model = in_shards(model, ranks) if case.sharded else model
+    model = in_shards(model, traffic or ranks) if case.sharded else model
     optimizer = case.optimizer_of(model)
     if case.optimizer == "muon":
         for parameter in model.parameters():
@@ -246,7 +253,7 @@ class Routed(nn.Module):
 def unreached(ranks: Ranks, numbers: tuple[int, int]) -> str:
     """What is said after a backward in which the two processes run these experts."""
     model = Routed()
-    shard_model(model, DeviceMesh.from_group(ranks.group, "cpu"))
+    shard_model(model, DeviceMesh.from_group(ranks.group, "cpu"), ranks)
     model(torch.ones(2, 4), numbers[ranks.rank]).sum().backward()
     try:
         check_reached(dict(model.named_parameters()), ranks)
@@ -268,6 +275,21 @@ def refused(ranks: Ranks, sharded: bool) -> str:
     return "nothing"
 
 
+def uncounted(ranks: Ranks) -> str:
+    """What is logged of a module whose parameters are split over two meshes, as no model of ours is."""
+    inner, outer = (FSDPMeshInfo(DeviceMesh.from_group(group, "cpu"), 0) for group in (ranks.group, dist.group.WORLD))
+    model, said = nn.Linear(4, 4), list[logging.LogRecord]()
+    fully_shard(
+        model, mesh=inner.mesh,
+        shard_placement_fn=lambda held: ShardPlacementResult(Shard(0), inner if held.ndim == 2 else outer),
+    )  # fmt: skip
+    handler = logging.Handler()
+    handler.emit = said.append  # type: ignore[method-assign]
+    logging.getLogger("winnow.parallel.traffic").addHandler(handler)
+    count_traffic(model, ranks)
+    return "; ".join(record.getMessage() for record in said)
+
+
 def main(out: Path, rank: int | None, cases: dict[str, Case]) -> None:
     """Run the cases of four together, and those of two half by the first pair and half by the second."""
     if rank is None:
@@ -281,14 +303,14 @@ def main(out: Path, rank: int | None, cases: dict[str, Case]) -> None:
     sent = {}
     for number, (name, case) in enumerate(cases.items()):
         if number % 2 == rank // 2:
-            before = pair.bytes
-            torch.save(trajectory(case, pair), out / f"{name}-2-{rank % 2}.pt")
-            sent[name] = torch.tensor(pair.bytes - before)
+            before, traffic = pair.bytes, pair if name == SENT_TOGETHER else Ranks(group=pair.group)
+            torch.save(trajectory(case, pair, traffic), out / f"{name}-2-{rank % 2}.pt")
+            sent[name] = torch.tensor([pair.bytes - before, traffic.bytes])
     torch.save(sent, out / f"sent-{rank}.pt")
     for name, case in cases.items():
         if 4 in case.sizes:
             torch.save(trajectory(case, four), out / f"{name}-4-{rank}.pt")
-    said = [unreached(pair, numbers) for numbers in ((0, 1), (0, 0), (1, 0))]
+    said = [unreached(pair, numbers) for numbers in ((0, 1), (0, 0), (1, 0))] + [uncounted(pair)]
     said += [refused(pair, sharded) for sharded in (False, True)]
     (out / f"said-{rank}.txt").write_text("\n".join(said))
     first = next(iter(cases))

@@ -10,11 +10,13 @@ from torch import nn
 
 from winnow.geometry import Geometry, StateGeometry
 from winnow.lm.shards import gathered, in_rows
+from winnow.parallel.ranks import Ranks
+from winnow.parallel.traffic import count_traffic
 
 log = logging.getLogger(__name__)
 
 
-def shard_model(model: nn.Module, mesh: Any) -> None:
+def shard_model(model: nn.Module, mesh: Any, ranks: Ranks) -> None:
     """Split parameters among the processes by rows, block by block; what trains a frozen base stays whole everywhere.
 
     A block is gathered when it runs and let go again, so that a process holds its share of the model and one block.
@@ -23,6 +25,7 @@ def shard_model(model: nn.Module, mesh: Any) -> None:
     Args:
         model: changed in place, before any optimizer or scorer is made.
         mesh: a ``DeviceMesh`` of one dimension, over the processes.
+        ranks: the same processes; counts what FSDP2 sends from now on.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -42,6 +45,7 @@ def shard_model(model: nn.Module, mesh: Any) -> None:
     # Generation calls what peft has wrapped, past the wrapper.
     outermost = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     fully_shard(outermost, mesh=mesh, ignored_params=kept, reshard_after_forward=True)
+    count_traffic(model, ranks)
 
 
 def in_shards(model: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from winnow.lm.shards import rows_of
 
-_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)  # its name of torch 2.13
+reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)  # its name of torch 2.13
 
 WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -52,7 +52,7 @@ class Ranks:
         self.device = torch.device(device)
         """Where what has no device of its own is sent from."""
         self.bytes = 0
-        """Sent by this process so far."""
+        """Sent by this process so far, by FSDP2 of a model that :func:`winnow.parallel.base.shard_model` split, too."""
 
     @classmethod
     def alone(cls, wire: str | None = None, seconds: float = 1800) -> Ranks:
@@ -100,7 +100,7 @@ class Ranks:
         """
         out = tensor.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(out, group=self.group)
-        self._sent(2 * (self.size - 1) / self.size, out)
+        self.sent(2 * (self.size - 1) / self.size, out)
         return out
 
     def sums(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -154,8 +154,8 @@ class Ranks:
             return []
         sent = torch.cat([self._parts(tensor.detach()) for tensor in tensors], 1).contiguous()
         out = sent.new_empty(sent.shape[1])
-        _reduce_scatter(out, sent.flatten(), group=self.group)
-        self._sent((self.size - 1) / self.size, sent)
+        reduce_scatter(out, sent.flatten(), group=self.group)
+        self.sent((self.size - 1) / self.size, sent)
         found = []
         for tensor, part in zip(tensors, out.split([self._width(tensor) for tensor in tensors]), strict=True):
             mine = self.rows(len(tensor))
@@ -198,7 +198,7 @@ class Ranks:
         sent = own.to(torch.uint8) if own.dtype == torch.bool else own
         found = [torch.empty_like(sent) for _ in range(self.size)]
         dist.all_gather(found, sent, group=self.group)
-        self._sent(self.size - 1, sent)
+        self.sent(self.size - 1, sent)
         return torch.cat(found)[:total].to(own.dtype)
 
     def exchange(self, parts: Shaped[Tensor, "ranks share *shape"]) -> Shaped[Tensor, "ranks share *shape"]:
@@ -213,7 +213,7 @@ class Ranks:
         sent = parts.contiguous() if self.wire is None else parts.to(self.wire).contiguous()
         out = torch.empty_like(sent)
         dist.all_to_all_single(out, sent, group=self.group)
-        self._sent((self.size - 1) / self.size, sent)
+        self.sent((self.size - 1) / self.size, sent)
         return out.to(parts.dtype)
 
     def everywhere(self, text: str) -> str:
@@ -245,5 +245,11 @@ class Ranks:
         dist.all_reduce(up, group=self.group)  # of no account among what is sent
         return bool(up > 0)
 
-    def _sent(self, times: float, tensor: Tensor) -> None:
+    def sent(self, times: float, tensor: Shaped[Tensor, "*shape"]) -> None:
+        """Count what this process sends.
+
+        Args:
+            times: how often it sends the tensor, over all the others.
+            tensor: what is sent.
+        """
         self.bytes += int(times * tensor.numel() * tensor.element_size())

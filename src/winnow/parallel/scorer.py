@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from winnow.lm.layout import Batch
 from winnow.lm.shards import in_rows
 from winnow.parallel.base import check_elementwise, in_shards
+from winnow.parallel.checks import ParallelChecks
 from winnow.parallel.forward import gathered_signals
 from winnow.parallel.part import part_of
 from winnow.parallel.pool_pass import ParallelPass
@@ -55,6 +56,7 @@ class ParallelScorer(Scorer):
         self.ranks = ranks or Ranks()
         self._updating = partial(ParallelUpdate, ranks=self.ranks)
         self._passing = partial(ParallelPass, ranks=self.ranks, blocks=pool == "per_rank")
+        self._checking = partial(ParallelChecks, ranks=self.ranks)
         self._forwarded = partial(gathered_signals, self.ranks)
         super().__init__(model, optimizer, **options)
         self._pass.scope.forward.together = in_shards(model)

@@ -154,7 +154,7 @@ def assemble(
     # Lightning would do so after a checkpoint is loaded, which float32 in between would round.
     model = built.precision_plugin.convert_module(language.model)
     if ranks is not None and cfg.parallel.base == "sharded":
-        shard_model(model, init_device_mesh(built.strategy.root_device.type, (ranks.size,)))
+        shard_model(model, init_device_mesh(built.strategy.root_device.type, (ranks.size,)), ranks)
     if not trains:
         model = model.to(built.strategy.root_device)
     module = SelectionModule(

@@ -75,6 +75,7 @@ class Scorer:
     # What runs pools over several processes replaces these.
     _updating: Callable[..., Update] = Update
     _passing: Callable[..., PoolPass] = PoolPass
+    _checking: Callable[..., Checks] = Checks
     _forwarded: Callable[..., Signals] = staticmethod(forward_signals)
 
     def __init__(
@@ -118,7 +119,7 @@ class Scorer:
         how = Mode(mode, sketch_dim, sketch_seed, chunk_elements)
         scope = Scope(forward, self.parameters, self.geometry, self.target, how)
         self._pass = self._passing(scope, pool_micro_batch)
-        self._checks = Checks(self._pass, self._update, layers, verify)
+        self._checks = self._checking(self._pass, self._update, layers, verify)
         self.target_reused = False
         """Whether the last call took the stored target gradient because the new one was not finite."""
         self._reference = Reference(reference, model)

@@ -36,7 +36,7 @@ class Budget:
         flops_products: of K, b, norms and the target's gradient.
         flops_optimizer: of the optimizer's matrix products.
         flops_evaluation: of measuring the target before, in between and after, which counts for no budget.
-        bytes: sent to other processes by the first one.
+        bytes: sent to other processes by the first one in its pools, FSDP2's own of a model in shards included.
         seconds: spent in steps: in the gate, scoring and selecting, and updating.
         seconds_selecting: of these, spent scoring and selecting.
         seconds_scoring: of these, scoring alone.

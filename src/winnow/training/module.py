@@ -179,7 +179,7 @@ class SelectionModule(lightning.LightningModule):
         if self.idle.count(signals, selection, chosen):
             self._check_parameters()
         for scorer in self.intake.cheaper.scorers(self.scorer):
-            self.together.spend(self.budget, *scorer.meter.take(updated and scorer is self.scorer))
+            self.together.spend(self.budget, scorer.meter, updated and scorer is self.scorer)
         counts = step_counts(taken, signals, selection, chosen, self._choose.needs, batch.get("target"))
         self.budget.step(updated=updated, **counts)
         metrics = step_metrics(loss, rate, signals, selection, self.budget.metrics() | gate, self.scorer.target_loss)
@@ -296,7 +296,7 @@ class SelectionModule(lightning.LightningModule):
         if ready:
             self._optimizer.step()
             self._check_parameters(updated=True)
-            self.together.check(self._trained, self.budget.updates + 1)
+            self.together.check(self._trained, self.budget)
             self._optimizer.zero_grad()
             schedule = cast(Any, self.lr_schedulers())
             if schedule is not None and not self.limits.follows:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
 from winnow.lm.finite import RATE, NotFinite
-from winnow.lm.passes import FORWARD, Pass
+from winnow.lm.passes import FORWARD
 from winnow.parallel import Ranks, check_same
 from winnow.parallel.same import due
 from winnow.scorer.flops import Flops
+from winnow.scorer.meter import Meter
 from winnow.training.budget import Budget
 
 log = logging.getLogger(__name__)
@@ -77,14 +78,18 @@ class Together:
         if self.in_rows and self.any(broken is not None):
             raise broken or NotFinite(f"parameters or optimizer state of another process's rows are not finite: {RATE}")
 
-    def spend(self, budget: Budget, flops: Flops, passes: Sequence[Pass]) -> None:
+    def spend(self, budget: Budget, meter: Meter, stepped: bool) -> None:
         """Count what went through the model, in all processes.
 
         Args:
             budget: the counters.
-            flops: what it cost this one.
-            passes: what it was.
+            meter: of what went through it in this one.
+            stepped: whether the optimizer has made a step.
         """
+        before = 0 if self.ranks is None else self.ranks.bytes
+        flops, passes = meter.take(stepped)
+        # What the first pass of each kind costs is found by running a few tokens, which a run that goes on does again.
+        self._read += 0 if self.ranks is None else self.ranks.bytes - before
         forwarded = sum(one.tokens for one in passes)
         backwarded = sum(one.tokens for one in passes if one.kind != FORWARD)
         if self.ranks is not None:
@@ -97,20 +102,22 @@ class Together:
             self._read = self.ranks.bytes
         budget.spend(flops, forwarded, backwarded)
 
-    def check(self, parameters: Mapping[str, nn.Parameter], updates: int) -> None:
+    def check(self, parameters: Mapping[str, nn.Parameter], budget: Budget) -> None:
         """Stop where processes have come apart, after an update at which that is looked at.
 
         Args:
             parameters: the trained ones, by name.
-            updates: made so far.
+            budget: the counters, without this update.
         """
+        updates = budget.updates + 1
         if self.ranks is not None and updates == 1:
+            sent = budget.bytes + self.ranks.bytes - self._read
             numbers = sum(parameter.numel() for parameter in parameters.values())
             plain = 2 * (self.ranks.size - 1) / self.ranks.size * numbers * 4
             log.info(
-                "%d processes: this one has sent %.1f MB up to the first update (budget/bytes); plain DDP sends "
-                "%.1f MB an update, its gradient in float32",
-                self.ranks.size, self.ranks.bytes / 1e6, plain / 1e6,
+                "%d processes: this one has sent %.1f MB up to the first update (budget/bytes; what FSDP2 sends of a "
+                "model in shards is in it); plain DDP sends %.1f MB an update, its gradient in float32",
+                self.ranks.size, sent / 1e6, plain / 1e6,
             )  # fmt: skip
         if self.ranks is not None and due(updates):
             check_same(parameters, self.ranks, updates)
