@@ -146,6 +146,29 @@ def test_a_model_in_rows_trains_saves_and_goes_on_as_one_process_does(
     equal_state(*exported, "export")
 
 
+FAILS_TO_LOAD = """
+import os
+from winnow.models import load as loaded
+
+def load(**options):
+    if os.environ["RANK"] == "1":
+        raise OSError("no memory is left")
+    return loaded(**options)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_model_that_one_process_cannot_load_ends_the_run_in_words() -> None:
+    save_base()
+    Path("own.py").write_text(FAILS_TO_LOAD)
+    two = started("model._target_=own.load", "trainer.devices=2", "parallel.base=sharded", out="two")
+    said = two.communicate(timeout=200)[0]
+    told = "process 1 of this run could not load the model, and ends it for all: BuildError: model: no memory is left"
+    assert two.returncode == 1 and told in said, said
+    assert told in json.loads(Path("two/status.json").read_text())["error"]
+
+
 CLOCK = ("seconds", "bytes", "flops", "tokens", "lengths")
 """Of a budget: what is not the same for every number of processes."""
 

@@ -19,11 +19,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from winnow.callbacks import AtomicCheckpointIO, LastCheckpoint, Records
 from winnow.data import Corpus, SelectionDataModule
 from winnow.data.groups import groups
+from winnow.gates import Gate
 from winnow.lm.shards import in_rows
 from winnow.models import LanguageModel
 from winnow.parallel import Ranks
@@ -36,6 +38,7 @@ from winnow.records.table import TABLES
 from winnow.run.group import Group
 from winnow.run.instantiate import BuildError, build, build_all, check_numbers, plain
 from winnow.run.language import language_of
+from winnow.run.loading import in_turn
 from winnow.run.processes import devices, pooled, unwritten
 from winnow.run.rows import corpus_of, datamodule
 from winnow.run.stages import gate_of, intake_of, limits_of, schedule_of, scorer_options, shared
@@ -50,6 +53,8 @@ from winnow.training.stopping import Stop
 from winnow.training.together import Together
 
 log = logging.getLogger(__name__)
+
+Loaded = tuple[LanguageModel, nn.Module, Gate | None]
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def assemble(
     trainer: Mapping[str, Any],
     scorer: Mapping[str, Any] | None = None,
     trains: bool = True,
-    ranks: Ranks | None = None,
+    group: Group | None = None,
 ) -> Experiment:
     """Build model, data, selector, module and trainer, and refuse here whatever would be refused later.
 
@@ -133,14 +138,16 @@ def assemble(
         trainer: arguments of the trainer beside the configuration's.
         scorer: arguments of the scorer in place of the configuration's.
         trains: False leaves out what only training needs, and puts the model where the trainer would.
-        ranks: the processes that share every pool; None for one.
+        group: the processes that share every pool; None for one.
 
     Returns:
         The experiment, prepared as a fit would.
     """
-    language = language_of(cfg)
+    built, ranks = build(cfg.trainer, **trainer), None if group is None else group.ranks
+    split = group is not None and cfg.parallel.base == "sharded"
+    load = partial(_load, cfg, trains, built, ranks if split else None)
+    language, model, gate = in_turn(group, load) if group is not None and split else load()
     corpus = corpus_of(cfg) if corpus is None else corpus
-    gate = gate_of(cfg, language) if trains else None
     data = datamodule(cfg, corpus, language.tokenizer, gate)
     more: dict[str, Any] = {}
     selector = build(cfg.selector)
@@ -150,11 +157,7 @@ def assemble(
         limits = limits_of(cfg)
         more = {"scheduler": schedule_of(cfg, data.steps.steps, limits), **{name: cfg[name] for name in names}}
         more |= {"intake": intake_of(cfg, gate, language, ranks), "limits": limits}
-    built = build(cfg.trainer, **trainer)
-    # Lightning would do so after a checkpoint is loaded, which float32 in between would round.
-    model = built.precision_plugin.convert_module(language.model)
-    if ranks is not None and cfg.parallel.base == "sharded":
-        shard_model(model, init_device_mesh(built.strategy.root_device.type, (ranks.size,)), ranks)
+    model = model if split else built.precision_plugin.convert_module(model)
     if not trains:
         model = model.to(built.strategy.root_device)
     module = SelectionModule(
@@ -167,6 +170,19 @@ def assemble(
     )
     module.together = Together(ranks, any(in_rows(one) for one in model.parameters() if one.requires_grad))
     return Experiment(language, data, module, built, module.prepare(built))
+
+
+def _load(cfg: DictConfig, trains: bool, built: lightning.Trainer, ranks: Ranks | None) -> Loaded:
+    """Model and tokenizer, the model that is trained, and the gate, which reads the whole of its embeddings."""
+    language = language_of(cfg)
+    model: nn.Module = language.model
+    gate = gate_of(cfg, language) if trains else None
+    if ranks is not None:
+        # Lightning would do so after a checkpoint is loaded, which float32 in between would round.
+        model = built.precision_plugin.convert_module(model)
+        # Of all processes the mesh makes no group, and neither does splitting wait for another process.
+        shard_model(model, init_device_mesh(built.strategy.root_device.type, (ranks.size,)), ranks)
+    return language, model, gate
 
 
 def equip(cfg: DictConfig, folder: Path, parts: Parts) -> None:
@@ -199,7 +215,7 @@ def equip(cfg: DictConfig, folder: Path, parts: Parts) -> None:
             "default_root_dir": str(folder),
             "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks.values()),
         },
-        ranks=None if parts.group is None else parts.group.ranks,
+        group=parts.group,
     )
     _check_watching(cfg, callbacks, parts.experiment.data)
     if isinstance(callbacks.get("records"), Records):

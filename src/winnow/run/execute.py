@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,9 +31,10 @@ from winnow.report.composition import composition
 from winnow.report.summary import print_summary, show
 from winnow.run.allocator import keep_freed_memory
 from winnow.run.assemble import Parts, equip, given, in_sweep
-from winnow.run.group import lost, together
+from winnow.run.group import together
 from winnow.run.instantiate import BuildError, blaming, plain
 from winnow.run.leaving import way_on
+from winnow.run.loading import attend
 from winnow.run.process import left_as_found
 from winnow.run.processes import asked, check
 from winnow.run.rows import REJECTS, rejects_written, settle_date
@@ -119,6 +119,8 @@ def _recorded(cfg: DictConfig, folder: Path, parts: Parts) -> dict[str, Any]:
                 rejects.append(parts.experiment.data.corpus.rejects)
             if parts.group is not None:
                 parts.group.first("equipped")
+                if cfg.parallel.base == "sharded":
+                    attend(parts.group)
             summary = _execute(cfg, folder, parts)
         except BaseException as error:
             known = [folder / "checkpoints" / "last.ckpt", *([Path(cfg.ckpt_path)] if cfg.ckpt_path else [])]
@@ -213,13 +215,8 @@ def _measure(cfg: DictConfig, parts: Parts) -> tuple[dict[str, float], float]:
         return measured, spent if ranks is None else ranks.totals([spent])[0]
 
 
-@contextmanager
-def _answering(parts: Parts) -> Iterator[None]:
-    """Say in words that another process is gone."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise lost(error, 0 if parts.group is None else parts.group.place.size - 1) from error
+def _answering(parts: Parts) -> AbstractContextManager[None]:
+    return nullcontext() if parts.group is None else parts.group.answering()
 
 
 def _fit(parts: Parts, ckpt_path: str | None) -> bool:

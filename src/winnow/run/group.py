@@ -53,6 +53,22 @@ class Group:
         else:
             self.store.wait([what], LONGEST)
 
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Say in words that another process is gone.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            RuntimeError: whatever was raised; ProcessLost in place of what a broken connection raises.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            found = lost(error, self.place.size - 1)
+            raise found from error
+
     def configured(self, cfg: DictConfig | None = None) -> DictConfig:
         """The first process's configuration, and from now on what it says of sending and waiting.
 
