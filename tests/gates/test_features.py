@@ -171,6 +171,12 @@ def test_vectors_are_what_a_loop_over_words_finds() -> None:
             np.testing.assert_allclose(vector.numpy(), by_definition(text, 97), rtol=1e-6, atol=1e-7)
 
 
+def test_more_places_than_32_bits_hold_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = NGrams(97)(TEXTS)
+    monkeypatch.setattr("winnow.gates.features.NARROW", 1)
+    assert torch.equal(NGrams(97)(TEXTS), narrow)
+
+
 def test_hashes_begin_anew_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     before = NGrams(64)(TEXTS)
     monkeypatch.setattr("winnow.gates.words.KNOWN", 3)

@@ -15,6 +15,8 @@ from torch import Tensor
 from winnow.gates.words import hashed
 
 PARTS = ("prompt", "response", "both")
+NARROW = 2**31
+"""Places of all texts together that, with a bit for the sign, fit 32 bits."""
 
 
 @runtime_checkable
@@ -74,6 +76,8 @@ class NGrams:
         if dim < 2 or chars < 1:
             raise ValueError(f"gate.features needs dim >= 2 and chars >= 1, got {dim} and {chars}")
         self.dim, self.parts, self.chars = dim, parts, chars
+        self._names = ("prompt", "response") if parts == "both" else (parts,)
+        self._seeds = [zlib.crc32(name.encode()) for name in self._names]
 
     def __call__(self, candidates: Sequence[Candidate]) -> Float[Tensor, "draw dim"]:
         """Vectors of candidates.
@@ -84,19 +88,21 @@ class NGrams:
         Returns:
             Constant, then hashed counts; a candidate without any text has the constant alone.
         """
-        names = ("prompt", "response") if self.parts == "both" else (self.parts,)
         # Both parts at once: at a draw of short texts much of the time is that of the calls.
-        texts = [getattr(one, name)[: self.chars] for name in names for one in candidates]
-        rows, mixed = hashed(texts, [zlib.crc32(name.encode()) for name in names for _ in candidates])
+        texts = [getattr(one, name)[: self.chars] for name in self._names for one in candidates]
+        rows, mixed = hashed(texts, [seed for seed in self._seeds for _ in candidates])
+        if len(texts) * self.dim >= NARROW:
+            rows = rows.astype(np.int64)
         # Sorted, so that only the result is as long as all vectors together: at a draw of short texts most places are
         # never reached, and memory takes longer than arithmetic. The lowest bit is the word's sign.
-        keys = np.sort((rows * self.dim + mixed % np.uint32(self.dim - 1) + 1) << 1 | mixed >> np.uint32(31))
+        keys = (rows * self.dim + mixed % (self.dim - 1) + 1) << 1 | mixed >> 31
+        keys.sort()
         place = keys >> 1
-        first = np.flatnonzero(np.diff(place, prepend=-1))
+        first = np.concatenate([place[:1] >= 0, place[1:] != place[:-1]]).nonzero()[0]
         counts = np.add.reduceat(1.0 - 2.0 * (keys & 1), first) if len(first) else np.zeros(0)
         place = place[first]
         row, size = place // self.dim, np.abs(counts)
-        length = np.sqrt(np.bincount(row, size, len(texts)) * len(names))
+        length = np.sqrt(np.bincount(row, size, len(texts)) * len(self._names))
         damped = np.copysign(np.sqrt(size), counts) / np.maximum(length, 1e-12)[row]
         total = np.zeros((len(candidates), self.dim), dtype=np.float32)
         np.add.at(total.reshape(-1), place % total.size, damped.astype(np.float32))

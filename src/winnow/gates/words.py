@@ -67,12 +67,12 @@ def hashed(texts: Sequence[str], seeds: Sequence[int]) -> tuple[np.ndarray, np.n
         seeds: of each text's hashes, in 32 bits.
 
     Returns:
-        Which text each is of, and the hashes in 32 bits, in no order that means anything.
+        Which text each is of, and the hashes, both in 32 bits, in no order that means anything.
     """
     known = PIECES.__getitem__
     found = [b"".join(map(known, text.lower().split())) for text in texts]
     words = np.frombuffer(b"".join(found), np.uint32)
-    rows = np.repeat(np.arange(len(texts)), [len(one) // 4 for one in found])
+    rows = np.arange(len(texts), dtype=np.uint32).repeat([len(one) // 4 for one in found])
     inside = (rows[:-1] == rows[1:]).nonzero()[0]
     pairs = words[inside] * np.uint32(0x9E3779B1) + words[inside + 1] * np.uint32(3)
     rows = np.concatenate([rows, rows[inside]])
