@@ -258,12 +258,14 @@ def test_entropies_are_of_what_was_offered_and_of_what_was_passed_on() -> None:
 
 
 def test_the_latest_are_counted_as_one_by_one_would() -> None:
-    """A draw is taken in at once; entropies do not go by the order values were first met in, which no state keeps."""
+    """However many draws are counted at once; entropies do not go by the order values came in, which no state keeps."""
     recent, kept, numbers = Recent(50), [], chance()
-    for _ in range(100):
+    for number in range(100):
         values = torch.randint(9, (int(torch.randint(70, (), generator=numbers)),), generator=numbers).tolist()
         recent.add(values)
         kept = (kept + values)[-50:]
+        if number % 3:
+            continue
         assert list(recent.values) == kept and dict(recent.counts) == Counter(kept)
         again = Recent(50)
         again.load(recent.values)

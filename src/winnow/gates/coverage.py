@@ -24,7 +24,7 @@ LEAST = 200
 
 
 class Recent:
-    """The latest values, and how often each is among them.
+    """The latest values, and how often each is among them; counted when they are asked for, several draws at once.
 
     Args:
         window: how many are remembered.
@@ -32,8 +32,9 @@ class Recent:
 
     def __init__(self, window: int) -> None:
         self.window = window
-        self.values: deque[Any] = deque()
-        self.counts: Counter[Any] = Counter()
+        self._values: deque[Any] = deque()
+        self._counts: Counter[Any] = Counter()
+        self._new: list[Any] = []
 
     def add(self, values: Sequence[Any]) -> None:
         """Remember values, and forget the oldest where there are too many.
@@ -41,15 +42,21 @@ class Recent:
         Args:
             values: anything that can be counted, in order.
         """
-        held, counts = self.values, self.counts
-        held.extend(values)
-        counts.update(values)  # counted in C, as a draw's are at every step
-        gone = [held.popleft() for _ in range(len(held) - self.window)]
-        for value, count in Counter(gone).items() if gone else ():
-            if counts[value] == count:
-                del counts[value]
-            else:
-                counts[value] -= count
+        self._new.extend(values)
+        if len(self._new) >= self.window:
+            self._count()
+
+    @property
+    def values(self) -> deque[Any]:
+        """The latest, the oldest first."""
+        self._count()
+        return self._values
+
+    @property
+    def counts(self) -> Counter[Any]:
+        """How often each is among them."""
+        self._count()
+        return self._counts
 
     def share(self, value: Any) -> float:
         """How much of the latest is this.
@@ -78,6 +85,20 @@ class Recent:
         self.values.clear()
         self.counts.clear()
         self.add(list(values))
+
+    def _count(self) -> None:
+        if not self._new:
+            return
+        held, counts = self._values, self._counts
+        held.extend(self._new)
+        counts.update(self._new)  # in C
+        self._new.clear()
+        gone = [held.popleft() for _ in range(len(held) - self.window)]
+        for value, count in Counter(gone).items() if gone else ():
+            if counts[value] == count:
+                del counts[value]
+            else:
+                counts[value] -= count
 
 
 class Coverage:
@@ -116,8 +137,8 @@ class Coverage:
         Returns:
             Exact copies of an earlier candidate of the draw, and candidates of a source over its bound.
         """
-        first = dict(zip(reversed(texts), range(len(texts) - 1, -1, -1), strict=True))
-        found = np.fromiter(map(first.__getitem__, texts), np.int64, len(texts)) != np.arange(len(texts))
+        first: dict[tuple[str, str], int] = {}
+        found = np.array([first.setdefault(text, at) != at for at, text in enumerate(texts)])
         held = self.passed["source"]
         if self.most < 1 and len(held.values) >= LEAST:
             found |= [held.share(source) > self.most for source in sources]
@@ -145,11 +166,11 @@ class Coverage:
         index = list(index)
         self.passed["source"].add([sources[at] for at in index])
         self.passed["cluster"].add([clusters[at] for at in index])
-        repeated = []
+        repeated, known = [], self.passed["text"]
         for at in index:
             text = zlib.crc32("\0".join(texts[at]).encode("utf-8", "surrogatepass"))
-            repeated.append(self.passed["text"].counts[text] > 0)
-            self.passed["text"].add((text,))
+            repeated.append(known.counts[text] > 0)
+            known.add((text,))
         self.passed["repeated"].add(repeated)
         self._warn()
 
@@ -171,8 +192,9 @@ class Coverage:
         if len(passed.values) < LEAST:
             return
         source = max(passed.counts, key=lambda name: passed.counts[name])
-        share, offered = passed.share(source), self.offered["source"].share(source)
-        if share > COLLAPSED and offered < STREAM and "source" not in self._warned:
+        share = passed.share(source)
+        known = "source" in self._warned or share <= COLLAPSED
+        if not known and (offered := self.offered["source"].share(source)) < STREAM:
             self._warned.add("source")
             log.warning(
                 "the gate has come down to one source: %.0f %% of what it passes on is %r, which is %.0f %% of the "
