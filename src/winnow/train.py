@@ -6,6 +6,7 @@ It is what ``train.py`` is, with the configuration that was installed with the p
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -45,6 +46,8 @@ def train(cfg: DictConfig) -> float | None:
 
 def command() -> None:
     """Train as the command line says; as one of several processes, as the first of them does."""
+    if "numpy" not in sys.modules:  # which reads it once; beside torch's threads, its own would wait for processors
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) > 0:
         from winnow.run.member import command as take_part
 

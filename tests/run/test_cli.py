@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from tests.commands import CONF, ROOT, command_line
 from winnow.run.cli import check
+from winnow.train import command
 
 
 def never(cfg: Any) -> None:
@@ -135,6 +136,18 @@ def test_an_interrupt_ends_the_process_with_130(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SystemExit) as ended:
         command_line(monkeypatch, interrupted)
     assert ended.value.code == 130
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_threads_of_numpy_do_not_contend_with_torch_s(loaded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which it reads when it is loaded: a word that comes later would only be believed."""
+    found = []
+    monkeypatch.setattr("winnow.train.main", lambda *_, **__: found.append(os.environ.get("OPENBLAS_NUM_THREADS")))
+    monkeypatch.setattr("sys.modules", {name: held for name, held in sys.modules.items() if loaded or name != "numpy"})
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    command()
+    assert found == [None if loaded else "1"]
 
 
 def test_help_names_every_group_and_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

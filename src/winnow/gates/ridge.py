@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class OnlineRidge:
         self.dim, self.ridge, self.forgetting = dim, ridge, forgetting
         self._moment = ridge * torch.eye(dim, dtype=torch.float64)
         self._sum = torch.zeros(dim, dtype=torch.float64)
-        self._errors = torch.zeros(2, dtype=torch.float64)  # faded sum of squared errors, and how many
+        self._errors = [0.0, 0.0]  # faded sum of squared errors, and how many
         self._factor: Tensor | None = None
         self._weights = torch.zeros(dim, dtype=torch.float64)
 
@@ -46,7 +47,7 @@ class OnlineRidge:
     @property
     def noise(self) -> float:
         """sigma, the standard deviation of labels about their predictions; 1 before any error is known."""
-        total, count = self._errors.tolist()
+        total, count = self._errors
         return float((total / count) ** 0.5) if count else 1.0
 
     def learn(self, vectors: Float[Tensor, "examples dim"], labels: Float[Tensor, " examples"]) -> None:
@@ -63,11 +64,11 @@ class OnlineRidge:
             raise ValueError("a label is not finite: leave such candidates out")
         vectors, labels = vectors.double(), labels.double()
         errors = labels - vectors @ self.weights
-        gamma = self.forgetting
-        self._errors.mul_(gamma).add_(torch.stack([errors.square().sum(), errors.new_tensor(float(len(errors)))]))
-        self._moment.mul_(gamma).addmm_(vectors.T, vectors)
+        gamma, (total, count) = self.forgetting, self._errors
+        self._errors = [gamma * total + float(errors.square().sum()), gamma * count + len(errors)]
+        self._moment.addmm_(vectors.T, vectors, beta=gamma)
         self._moment.diagonal().add_((1 - gamma) * self.ridge)
-        self._sum.mul_(gamma).add_(vectors.T @ labels)
+        self._sum.addmv_(vectors.T, labels, beta=gamma)
         self._factor = None
 
     def predict(self, vectors: Float[Tensor, "examples dim"]) -> Float[Tensor, " examples"]:
@@ -113,7 +114,7 @@ class OnlineRidge:
         Returns:
             Tensors.
         """
-        return {"moment": self._moment, "sum": self._sum, "errors": self._errors}
+        return {"moment": self._moment, "sum": self._sum, "errors": torch.tensor(self._errors, dtype=torch.float64)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from saved statistics.
@@ -129,7 +130,7 @@ class OnlineRidge:
                 f"the gate's state is of features of dimension {len(state['sum'])}, and gate.features gives {self.dim}"
             )
         self._moment, self._sum = state["moment"].clone(), state["sum"].clone()
-        self._errors, self._factor = state["errors"].clone(), None
+        self._errors, self._factor = state["errors"].tolist(), None
 
     def _solve(self) -> Tensor:
         """Factor A and solve for w, once after every change."""
@@ -141,15 +142,15 @@ class OnlineRidge:
 def _factored(moment: Float[Tensor, "dim dim"], right: Float[Tensor, " dim"]) -> tuple[Tensor, Tensor]:
     """L of A = L L^T, and A^-1 a.
 
-    On one thread SciPy's LAPACK is faster than torch's; on more its own threads wait for processors on which torch's
-    are still spinning.
+    SciPy's LAPACK on one thread is faster than torch's on two; its own threads, which :mod:`winnow.train` turns off,
+    would wait for processors on which torch's are still spinning.
 
     Raises:
         torch.linalg.LinAlgError: A is not positive definite.
     """
-    alone = torch.get_num_threads() == 1
+    alone = torch.get_num_threads() == 1 or os.environ.get("OPENBLAS_NUM_THREADS") == "1"
     if alone:
-        from scipy.linalg import lapack  # slow to load, and not needed without a gate
+        from scipy.linalg import blas, lapack  # slow to load, and not needed without a gate
 
         # A is symmetric, so that its rows are the columns read there; above the diagonal of L, A is left as it was.
         lower, wrong = lapack.dpotrf(moment.numpy().T, lower=1, clean=0)
@@ -159,5 +160,7 @@ def _factored(moment: Float[Tensor, "dim dim"], right: Float[Tensor, " dim"]) ->
     if int(wrong):
         raise torch.linalg.LinAlgError("the gate's moments are not positive definite: raise gate.ridge")
     if alone:
-        return factor, torch.from_numpy(lapack.dpotrs(lower, right.numpy(), lower=1)[0])
+        # Half the time of dpotrs, which is made for many right-hand sides.
+        halfway = blas.dtrsv(lower, right.numpy(), lower=1)
+        return factor, torch.from_numpy(blas.dtrsv(lower, halfway, lower=1, trans=1))
     return factor, torch.cholesky_solve(right.unsqueeze(1), factor).squeeze(1)
