@@ -77,11 +77,8 @@ CASES: dict[str, Case] = {
     "greats-lora-adamw": Case(Greats(filter_size=KEPT), sizes=(2, 4)),
     "max_loss-lora-adamw": Case(MaxLoss(filter_size=KEPT), update="two_pass", sizes=(2, 4)),
     "opus-lora-adamw": Case(Opus(filter_size=KEPT, sketch=512)),
-    "data_shapley-second-lora": Case(DataShapley(filter_size=KEPT, order="second", lr=0.5), sizes=(2, 4)),
-    "pieces-full-adamw": Case(WEIGH, lora=False, update="two_pass", options=PIECES, sizes=(2, 4)),
-    "pieces-lora-sketched": Case(
-        WEIGH, update="two_pass", options=(*PIECES, ("mode", "sketch"), ("sketch_dim", 4)), sizes=(2, 4)
-    ),
+    "data_shapley-second-lora": Case(DataShapley(filter_size=KEPT, order="second", lr=0.5)),
+    "pieces-full-adamw": Case(WEIGH, lora=False, update="two_pass", options=PIECES),
     "pieces-sharded-full": Case(
         FilterWeight(filter_size=KEPT), lora=False, update="two_pass", options=PIECES, sharded=True
     ),
@@ -136,7 +133,11 @@ MORE: dict[str, Case] = {
     ),
     "embedding-lora-adamw": Case(Embedding(filter_size=KEPT), update="two_pass"),
     "data_shapley-second-full": Case(
-        DataShapley(filter_size=KEPT, order="second", lr=0.5), lora=False, optimizer="sgd"
+        DataShapley(filter_size=KEPT, order="second", lr=0.5), lora=False, optimizer="sgd", sizes=(2, 4)
+    ),
+    "pieces-full-sgd": Case(WEIGH, lora=False, optimizer="sgd", update="two_pass", options=PIECES, sizes=(2, 4)),
+    "pieces-lora-sketched": Case(
+        WEIGH, update="two_pass", options=(*PIECES, ("mode", "sketch"), ("sketch_dim", 4)), sizes=(2, 4)
     ),
     "pieces-lora-sgd": Case(WEIGH, optimizer="sgd", update="two_pass", options=PIECES),
     "pieces-lora-ema": Case(WEIGH, update="two_pass", options=(*PIECES, ("target_ema", 0.5), ("every", 2))),

@@ -20,6 +20,7 @@ from winnow.data.steps import Raw
 from winnow.gates import Cadence, Draw, Embeddings, Fields, Gate, LinearGate, NGrams
 from winnow.lm.passes import CAPTURED, TRAINED
 from winnow.run.schedule import following
+from winnow.scorer.meter import Meter
 from winnow.selectors import FilterWeight, Full, GateOnly, MaxLoss, Random, TracIn
 from winnow.training.budget import Budget
 from winnow.training.intake import Intake
@@ -108,21 +109,21 @@ def test_scoring_now_and_then_without_a_gate_trains_on_random_candidates_in_betw
     assert len(set(chosen)) > 1, "not always the same places"
 
 
-def test_a_step_that_is_not_scored_costs_no_more_than_random_candidates_do() -> None:
+def test_a_step_that_is_not_scored_costs_no_more_than_random_candidates_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[tuple[str, int]]] = []
+    take = Meter.take
+
+    def heard(meter: Meter, stepped: bool) -> Any:
+        flops, passes = take(meter, stepped)
+        seen.append([(one.kind, one.rows) for one in passes])
+        return flops, passes
+
+    monkeypatch.setattr(Meter, "take", heard)
+
     def shapes(selector: Any, made: Gate | None, period: int) -> list[list[tuple[str, int]]]:
-        seen: list[list[tuple[str, int]]] = []
-
-        def listen(module: Any) -> None:
-            spend = module.together.spend
-
-            def heard(budget: Any, flops: Any, passes: Any) -> None:
-                seen.append([(one.kind, one.rows) for one in passes])
-                spend(budget, flops, passes)
-
-            module.together.spend = heard
-
-        train(selector, made, steps=4, period=period, before=listen)
-        return seen
+        seen.clear()
+        train(selector, made, steps=4, period=period)
+        return list(seen)
 
     gated = shapes(FilterWeight(filter_size=3, weight="uniform"), gate(), 2)
     plain = shapes(Random(filter_size=3), None, 1)
